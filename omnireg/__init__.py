@@ -1,0 +1,29 @@
+"""Merge multimodal checkpoints that share one language model, and never lose their lineage."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from omnireg.hookspecs import HostLayout, Sense, hookimpl
+
+if TYPE_CHECKING:
+    from omnireg.engine import merge
+    from omnireg.plan import plan
+    from omnireg.recipe import Recipe
+    from omnireg.registry import Registry
+
+__version__ = "0.1.0"
+__all__ = ["HostLayout", "Recipe", "Registry", "Sense", "hookimpl", "merge", "plan"]
+
+_LAZY = {
+    "Recipe": "omnireg.recipe",
+    "Registry": "omnireg.registry",
+    "merge": "omnireg.engine",
+    "plan": "omnireg.plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the rest of the public names on first use, so that ``import omnireg`` is cheap."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'omnireg' has no attribute {name!r}")

@@ -1,0 +1,238 @@
+"""A checkpoint: where it is, what its headers say, and what identifies it.
+
+A reference is a local folder or ``org/name[@revision]`` on the Hub. Configs and headers are read
+first; weights of a Hub checkpoint are downloaded only when somebody asks for them.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from omnireg.digests import file_sha256
+from omnireg.errors import CheckpointError
+from omnireg.shards import TensorHeader, read_header
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder of safetensors weights with a ``config.json``, as one user referred to it."""
+
+    ref: str
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The contents of ``config.json``."""
+        return self._json("config.json")
+
+    @property
+    def architecture(self) -> str:
+        """The class name in ``config.json``."""
+        names = self.config.get("architectures")
+        if not isinstance(names, list) or not names or not isinstance(names[0], str):
+            raise CheckpointError(f"{self.ref}: config.json names no model class (architectures)")
+        return names[0]
+
+    @cached_property
+    def weight_files(self) -> list[Path]:
+        """The safetensors files that the index names, or the single one."""
+        if (self.folder / INDEX).exists():
+            names = sorted(set(self._weight_map.values()))
+            missing = [name for name in names if not (self.folder / name).is_file()]
+            if missing:
+                raise CheckpointError(
+                    f"{self.ref}: {', '.join(missing)} is named by {INDEX} but is not there;"
+                    " download or copy it again"
+                )
+            return [self.folder / name for name in names]
+        if (self.folder / SINGLE).is_file():
+            return [self.folder / SINGLE]
+        if any(self.folder.glob("*.bin")) or any(self.folder.glob("*.pt")):
+            raise CheckpointError(
+                f"{self.ref} holds pickled weights, which can run code when read; save it as"
+                " safetensors first (model.save_pretrained)"
+            )
+        raise CheckpointError(f"{self.ref} has no {SINGLE} and no {INDEX}")
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorHeader]:
+        """Every tensor by name, from the shards' headers alone."""
+        found: dict[str, TensorHeader] = {}
+        for file in self.weight_files:
+            found.update(read_header(file))
+        if (self.folder / INDEX).exists():
+            for name, shard in self._weight_map.items():
+                if name not in found or found[name].file.name != shard:
+                    raise CheckpointError(
+                        f"{self.ref}: {INDEX} promises tensor {name} in {shard}, which lacks it"
+                    )
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the weights: equal bytes under equal file names have equal fingerprints."""
+        return combine_digests((file.name, file_sha256(file)) for file in self.weight_files)
+
+    @cached_property
+    def side_files(self) -> list[Path]:
+        """Everything that travels with the weights: config, tokenizer, processor, templates."""
+        return sorted(
+            path
+            for pattern in _SIDE_FILES
+            for path in self.folder.glob(pattern)
+            if path.is_file() and path.name not in (INDEX, "omnireg.json")
+        )
+
+    @cached_property
+    def vocabulary(self) -> "Vocabulary | None":
+        """The tokenizer's tokens by id, or None where the folder has no tokenizer."""
+        if not any((self.folder / name).is_file() for name in _TOKENIZER_FILES[:3]):
+            return None
+        if (self.folder / "tokenizer.json").is_file():
+            return _vocabulary_of(self._json("tokenizer.json"), self.ref)
+        if (self.folder / "vocab.json").is_file():
+            model = self._json("vocab.json")
+            added = self.folder / "added_tokens.json"
+            extra = self._json(added.name) if added.is_file() else {}
+            return _invert(model, extra)
+        return _slow_vocabulary(self.folder, self.ref)
+
+    @cached_property
+    def _weight_map(self) -> dict[str, str]:
+        found = self._json(INDEX).get("weight_map")
+        names = found.values() if isinstance(found, dict) else [None]
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise CheckpointError(f"{self.ref}: {INDEX} is damaged or names an outside file")
+        return dict(found or {})
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as exc:
+            raise CheckpointError(f"{self.ref} is not a checkpoint: it has no {name}") from exc
+        except (OSError, ValueError) as exc:
+            raise CheckpointError(f"cannot read {path}: {exc}") from exc
+        if not isinstance(data, dict):
+            raise CheckpointError(f"{path} is damaged: expected a JSON object")
+        return data
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Token strings by id; ``size`` counts the ids before the first added token beyond them."""
+
+    tokens: Mapping[int, str]
+    learned: int
+
+    @property
+    def length(self) -> int:
+        """One more than the largest id that has a token."""
+        return max(self.tokens, default=-1) + 1
+
+
+def combine_digests(files: Iterable[tuple[str, str]]) -> str:
+    """Return the fingerprint of (file name, sha256) pairs."""
+    lines = sorted((name, f"{digest}  {name}\n") for name, digest in files)
+    return sha256("".join(line for _, line in lines).encode()).hexdigest()
+
+
+def open_checkpoint(ref: str, *, weights: bool = True) -> Checkpoint:
+    """Resolve a reference to a folder, downloading from the Hub what is not there yet.
+
+    Args:
+        ref: a local folder, or ``org/name[@revision]``.
+        weights: also fetch the safetensors files of a Hub checkpoint.
+
+    Raises:
+        CheckpointError: no such folder, no such repository, or the Hub cannot be reached.
+    """
+    folder = Path(ref).expanduser()
+    if folder.is_dir():
+        checkpoint = Checkpoint(ref, folder.resolve())
+        _ = checkpoint.config
+        return checkpoint
+    if folder.exists():
+        raise CheckpointError(f"{ref} is a file; give the folder of a checkpoint")
+    if ref.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(ref):
+        raise CheckpointError(
+            f"there is no folder {ref} (relative paths start at {Path.cwd()}); give a checkpoint"
+            " folder or a Hub id such as org/name"
+        )
+    return Checkpoint(ref, _download(ref, weights))
+
+
+def _download(ref: str, weights: bool) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    repo, _, revision = ref.partition("@")
+    patterns = [*_SIDE_FILES, *(["*.safetensors"] if weights else [])]
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo,
+                revision=revision or None,
+                allow_patterns=patterns,
+                library_name="omnireg",
+            )
+        )
+    except RepositoryNotFoundError as exc:
+        raise CheckpointError(
+            f"there is no folder {ref} here and no such model on the Hub (or it is private: run"
+            " hf auth login)"
+        ) from exc
+    except HfHubHTTPError as exc:
+        status = exc.response.status_code if exc.response is not None else "no answer"
+        raise CheckpointError(f"the Hub refused {ref} ({status}); try again later") from exc
+    except (OSError, RuntimeError, ValueError) as exc:
+        raise _unreachable(ref, exc) from exc
+    except Exception as exc:
+        if type(exc).__module__.startswith("httpx"):
+            raise _unreachable(ref, exc) from exc
+        raise
+
+
+def _unreachable(ref: str, exc: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"there is no folder {ref} here, and it could not be fetched from the Hub"
+        f" ({type(exc).__name__}); check the spelling and the network, or give a local folder"
+    )
+
+
+def _invert(model: Mapping[str, int], added: Mapping[str, int]) -> Vocabulary:
+    tokens = {index: token for token, index in {**model, **added}.items()}
+    return Vocabulary(tokens, max(model.values(), default=-1) + 1)
+
+
+def _vocabulary_of(tokenizer: dict[str, Any], ref: str) -> Vocabulary:
+    try:
+        vocab = tokenizer["model"]["vocab"]
+        if isinstance(vocab, list):
+            vocab = {entry[0]: index for index, entry in enumerate(vocab)}
+        added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or ()}
+        return _invert(vocab, added)
+    except (KeyError, TypeError, IndexError, AttributeError) as exc:
+        raise CheckpointError(f"{ref}: tokenizer.json is damaged ({exc!r})") from exc
+
+
+def _slow_vocabulary(folder: Path, ref: str) -> Vocabulary:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as exc:
+        raise CheckpointError(f"{ref}: its tokenizer cannot be loaded ({exc})") from exc
+    return _invert(tokenizer.get_vocab(), {})

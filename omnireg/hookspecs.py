@@ -1,0 +1,86 @@
+"""The whole plugin contract: two hooks and the values they take.
+
+A plugin is a distribution with an entry point in the group ``omnireg`` that names a module. The
+module implements any of these hooks with :data:`hookimpl`; an implementation may take fewer
+arguments than its specification. Arguments will be added over time, never renamed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import pluggy
+
+if TYPE_CHECKING:
+    from mergekit.merge_methods import MergeMethod
+
+PROJECT = "omnireg"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(frozen=True)
+class Sense:
+    """How a host takes in one modality.
+
+    Attributes:
+        placeholder: config keys, first match wins, that hold the id of the placeholder token.
+        encode: name of the model's method that turns inputs into language-model embeddings.
+        inputs: names of the tensors that method takes, as the host's processor returns them.
+    """
+
+    placeholder: tuple[str, ...]
+    encode: str
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HostLayout:
+    """Where a model class keeps its language model, and what else it holds.
+
+    The language model itself is found by its embedding (the one ``…embed_tokens.weight``), so a
+    layout only has to name what is *not* part of it.
+
+    Attributes:
+        architectures: names as in ``config.json``'s ``architectures``.
+        senses: modality → how it enters. Empty for a text model.
+        carried: shell-style patterns of the tensors beside the language model, in every on-disk
+            form the class has had.
+        ignored: patterns of parts that have an embedding of their own and must not be taken for
+            the language model (a speech decoder, say); they are carried too.
+        text_architecture: class of the extracted language model; read from the text config's
+            ``model_type`` when empty.
+    """
+
+    architectures: tuple[str, ...]
+    senses: Mapping[str, Sense] = field(default_factory=dict)
+    carried: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    text_architecture: str = ""
+
+
+class RegisterStrategy(Protocol):
+    """What :func:`omnireg_register_strategies` receives."""
+
+    def __call__(self, method: "MergeMethod | str", *, name: str | None = None) -> None:
+        """Register a mergekit method, or a ``"module:attribute"`` that is imported when needed.
+
+        ``name`` is required for the lazy form, so that listing strategies imports nothing.
+        """
+
+
+class RegisterHost(Protocol):
+    """What :func:`omnireg_register_hosts` receives."""
+
+    def __call__(self, layout: HostLayout) -> None:
+        """Register the layout of one or more host classes."""
+
+
+@hookspec
+def omnireg_register_strategies(register: RegisterStrategy) -> None:
+    """Offer merge strategies: call ``register`` once for each mergekit merge method."""
+
+
+@hookspec
+def omnireg_register_hosts(register: RegisterHost) -> None:
+    """Offer host layouts: call ``register`` once for each :class:`HostLayout`."""

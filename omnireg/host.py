@@ -1,0 +1,252 @@
+"""The plugin host: load every plugin in isolation and know where each strategy came from.
+
+Plugins are loaded one by one behind a guard, so that a broken one is listed as broken instead of
+stopping everybody else. Built-in strategies and layouts enter through the same hooks.
+"""
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from omnireg import hookspecs
+from omnireg.errors import PluginError, did_you_mean
+from omnireg.hookspecs import PROJECT, HostLayout
+
+if TYPE_CHECKING:
+    from mergekit.merge_methods import MergeMethod
+
+DISABLE_VARIABLE = "OMNIREG_DISABLE_PLUGINS"
+_HOOKS = ("omnireg_register_strategies", "omnireg_register_hosts")
+_log = logging.getLogger(PROJECT)
+
+
+class Status(StrEnum):
+    """Whether a plugin could be loaded."""
+
+    OK = "ok"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The distribution that a strategy or a layout came from."""
+
+    distribution: str
+    version: str
+    entry_point: str
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A registered merge method, imported only when asked for."""
+
+    name: str
+    target: "MergeMethod | str"
+    origin: Origin
+
+    def load(self) -> "MergeMethod":
+        """Return the mergekit method.
+
+        Raises:
+            PluginError: the target cannot be imported or is not a merge method of this name.
+        """
+        method: Any = self.target
+        if isinstance(method, str):
+            module, _, attribute = method.partition(":")
+            try:
+                method = getattr(import_module(module), attribute)
+            except Exception as exc:
+                raise PluginError(
+                    f"strategy {self.name!r} of {self.origin.distribution} cannot be imported from"
+                    f" {self.target}: {_reason(exc)}; reinstall or remove that distribution"
+                ) from exc
+        spec = getattr(method, "spec", None)
+        if getattr(spec, "name", None) != self.name:
+            raise PluginError(
+                f"strategy {self.name!r} of {self.origin.distribution} is not a mergekit"
+                f" MergeMethod of that name; ask its author"
+            )
+        return method
+
+
+@dataclass
+class Plugin:
+    """One entry point: where it came from, what it registered, or why it is broken."""
+
+    origin: Origin
+    status: Status = Status.OK
+    error: str | None = None
+    strategies: list[Strategy] = field(default_factory=list)
+    layouts: list[HostLayout] = field(default_factory=list)
+    hooks: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plugin as ``omnireg plugins --json`` prints it."""
+        return {
+            "distribution": self.origin.distribution,
+            "version": self.origin.version,
+            "entry_point": self.origin.entry_point,
+            "status": str(self.status),
+            "error": self.error,
+            "strategies": [strategy.name for strategy in self.strategies],
+            "hooks": self.hooks,
+        }
+
+
+class PluginHost:
+    """Every plugin of this environment, the built-in ones first."""
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        self.plugins: list[Plugin] = []
+        disabled = _disabled()
+        for entry, origin in _entry_points():
+            if origin.distribution != PROJECT and disabled(origin):
+                continue
+            self._load(origin, entry.load)
+
+    def load_file(self, path: Path) -> None:
+        """Load a single-file plugin; its version is the sha256 of the file.
+
+        Raises:
+            PluginError: the file is missing or broken.
+        """
+        try:
+            digest = sha256(path.read_bytes()).hexdigest()
+        except OSError as exc:
+            raise PluginError(f"cannot read plugin {path}: {exc.strerror}") from exc
+        origin = Origin(path.name, f"sha256:{digest}", str(path))
+        plugin = self._load(origin, lambda: _module_from(path, digest))
+        if plugin.status is Status.BROKEN:
+            raise PluginError(f"plugin {path} is broken: {plugin.error}")
+
+    @property
+    def strategies(self) -> dict[str, Strategy]:
+        """Every registered strategy by name.
+
+        Raises:
+            PluginError: two distributions claim one name.
+        """
+        found: dict[str, Strategy] = {}
+        for strategy in (s for plugin in self.plugins for s in plugin.strategies):
+            other = found.setdefault(strategy.name, strategy)
+            if other is not strategy:
+                raise PluginError(
+                    f"strategy {strategy.name!r} is registered by both"
+                    f" {other.origin.distribution} {other.origin.version} and"
+                    f" {strategy.origin.distribution} {strategy.origin.version}; uninstall one,"
+                    f" or set {DISABLE_VARIABLE}={strategy.origin.distribution}"
+                )
+        return found
+
+    @property
+    def layouts(self) -> dict[str, HostLayout]:
+        """Every host layout by architecture name.
+
+        Raises:
+            PluginError: two distributions claim one architecture.
+        """
+        found: dict[str, tuple[HostLayout, Origin]] = {}
+        for plugin in self.plugins:
+            for layout in plugin.layouts:
+                for architecture in layout.architectures:
+                    other, origin = found.setdefault(architecture, (layout, plugin.origin))
+                    if other is not layout:
+                        raise PluginError(
+                            f"host class {architecture!r} is registered by both"
+                            f" {origin.distribution} and {plugin.origin.distribution};"
+                            f" set {DISABLE_VARIABLE}={plugin.origin.distribution}"
+                        )
+        return {name: layout for name, (layout, _) in found.items()}
+
+    def broken(self) -> list[Plugin]:
+        """Return the plugins that could not be loaded."""
+        return [plugin for plugin in self.plugins if plugin.status is Status.BROKEN]
+
+    def _load(self, origin: Origin, load: Callable[[], Any]) -> Plugin:
+        plugin = Plugin(origin)
+        self.plugins.append(plugin)
+        try:
+            module = load()
+            name = f"{origin.distribution}:{origin.entry_point}"
+            self._manager.register(module, name)
+            plugin.hooks = sorted(
+                caller.name for caller in self._manager.get_hookcallers(module) or ()
+            )
+            self._check_hooks(plugin.hooks)
+            self._call(module, plugin)
+        except (Exception, SystemExit) as exc:
+            plugin.status, plugin.error = Status.BROKEN, _reason(exc)
+            plugin.strategies.clear()
+            plugin.layouts.clear()
+            _log.warning("plugin %s is broken: %s", origin.distribution, plugin.error)
+        return plugin
+
+    def _check_hooks(self, hooks: Iterable[str]) -> None:
+        for hook in hooks:
+            if hook not in _HOOKS:
+                raise PluginError(f"unknown hook {hook!r}{did_you_mean(hook, _HOOKS)}")
+
+    def _call(self, module: Any, plugin: Plugin) -> None:
+        others = [p for p in self._manager.get_plugins() if p is not module]
+
+        def strategy(method: "MergeMethod | str", *, name: str | None = None) -> None:
+            chosen = name or ("" if isinstance(method, str) else method.spec.name)
+            if not chosen:
+                raise PluginError(f"strategy {method!r} is registered lazily without a name")
+            plugin.strategies.append(Strategy(chosen, method, plugin.origin))
+
+        for hook, register in zip(_HOOKS, (strategy, plugin.layouts.append), strict=True):
+            self._manager.subset_hook_caller(hook, others)(register=register)
+
+
+def _entry_points() -> list[tuple[importlib.metadata.EntryPoint, Origin]]:
+    found = []
+    for distribution in importlib.metadata.distributions():
+        for entry in distribution.entry_points:
+            if entry.group == PROJECT:
+                name, version = distribution.metadata["Name"], distribution.version
+                found.append((entry, Origin(name, version, f"{entry.name} = {entry.value}")))
+    unique = {(origin.distribution, origin.entry_point): (entry, origin) for entry, origin in found}
+    return sorted(
+        unique.values(),
+        key=lambda pair: (pair[1].distribution != PROJECT, pair[1].distribution, pair[0].name),
+    )
+
+
+def _disabled() -> Callable[[Origin], bool]:
+    names = {name.strip().lower() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
+    everything = bool(names & {"1", "all", "*", "true"})
+
+    def disabled(origin: Origin) -> bool:
+        return everything or origin.distribution.lower() in names
+
+    return disabled
+
+
+def _module_from(path: Path, digest: str) -> ModuleType:
+    name = f"_omnireg_plugin_{digest[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _reason(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {' '.join(str(exc).split())}" if str(exc) else repr(exc)

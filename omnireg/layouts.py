@@ -1,0 +1,121 @@
+"""The model classes omnireg knows out of the box, declared through the public hook.
+
+Facts about where each class keeps its language model were checked by saving tiny models with
+transformers 5.23 in its current and its older on-disk layouts.
+"""
+
+from omnireg.hookspecs import HostLayout, RegisterHost, Sense, hookimpl
+
+_IMAGE = Sense(("image_token_id", "image_token_index"), "get_image_features", ("pixel_values",))
+_IMAGE_GRID = Sense(("image_token_id",), "get_image_features", ("pixel_values", "image_grid_thw"))
+_VIDEO_GRID = Sense(
+    ("video_token_id",), "get_video_features", ("pixel_values_videos", "video_grid_thw")
+)
+_AUDIO = Sense(
+    ("audio_token_id", "audio_token_index"),
+    "get_audio_features",
+    ("input_features", "feature_attention_mask"),
+)
+
+TEXT = HostLayout(
+    architectures=(
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+    )
+)
+
+#: vision tower + projector in front of any language model
+_TOWER = (
+    "vision_tower.*", "model.vision_tower.*", "multi_modal_projector.*",
+    "model.multi_modal_projector.*",
+)  # fmt: skip
+
+HOSTS = (
+    HostLayout(("LlavaForConditionalGeneration",), {"image": _IMAGE}, _TOWER),
+    HostLayout(
+        ("LlavaNextForConditionalGeneration",),
+        {
+            "image": Sense(
+                ("image_token_id", "image_token_index"),
+                "get_image_features",
+                ("pixel_values", "image_sizes"),
+            )
+        },
+        (*_TOWER, "image_newline", "model.image_newline"),
+    ),
+    HostLayout(
+        ("LlavaOnevisionForConditionalGeneration",),
+        {
+            "image": Sense(
+                ("image_token_id", "image_token_index"),
+                "get_image_features",
+                ("pixel_values", "image_sizes"),
+            ),
+            "video": Sense(
+                ("video_token_id", "video_token_index"),
+                "get_video_features",
+                ("pixel_values_videos",),
+            ),
+        },
+        (*_TOWER, "image_newline", "model.image_newline"),
+    ),
+    HostLayout(("InternVLForConditionalGeneration",), {"image": _IMAGE}, _TOWER),
+    HostLayout(
+        ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
+        {"image": _IMAGE_GRID, "video": _VIDEO_GRID},
+        ("visual.*", "model.visual.*"),
+        text_architecture="Qwen2ForCausalLM",
+    ),
+    HostLayout(
+        ("Qwen3VLForConditionalGeneration",),
+        {"image": _IMAGE_GRID, "video": _VIDEO_GRID},
+        ("visual.*", "model.visual.*"),
+        text_architecture="Qwen3ForCausalLM",
+    ),
+    HostLayout(
+        ("Qwen2AudioForConditionalGeneration",),
+        {"audio": _AUDIO},
+        (
+            "audio_tower.*",
+            "model.audio_tower.*",
+            "multi_modal_projector.*",
+            "model.multi_modal_projector.*",
+        ),  # fmt: skip
+    ),
+    HostLayout(
+        ("Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniThinkerForConditionalGeneration"),
+        {"image": _IMAGE_GRID, "video": _VIDEO_GRID, "audio": _AUDIO},
+        (
+            "visual.*",
+            "audio_tower.*",
+            "model.visual.*",
+            "model.audio_tower.*",
+            "thinker.visual.*",
+            "thinker.audio_tower.*",
+            "thinker.model.visual.*",
+            "thinker.model.audio_tower.*",
+        ),  # fmt: skip
+        ignored=("talker.*", "token2wav.*"),
+        text_architecture="Qwen2ForCausalLM",
+    ),
+    HostLayout(
+        ("Idefics3ForConditionalGeneration",),
+        {
+            "image": Sense(
+                ("image_token_id",),
+                "get_image_features",
+                ("pixel_values", "pixel_attention_mask"),
+            )
+        },
+        ("model.vision_model.*", "model.connector.*"),
+    ),
+)
+
+
+@hookimpl
+def omnireg_register_hosts(register: RegisterHost) -> None:
+    """Register every built-in layout."""
+    for layout in (TEXT, *HOSTS):
+        register(layout)

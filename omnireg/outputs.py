@@ -1,0 +1,56 @@
+"""Output folders appear whole, by rename, or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omnireg.errors import MergeError
+
+
+def check_free(out: Path) -> None:
+    """Make sure ``out`` can be created, before any work starts.
+
+    Raises:
+        MergeError: it exists, or its parent cannot be written to.
+    """
+    if out.exists() or out.is_symlink():
+        raise MergeError(f"{out} already exists; choose another folder or remove it first")
+    parent = next(p for p in (out.parent, *out.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise MergeError(f"cannot write to {parent}; choose another folder")
+
+
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """Yield a hidden sibling folder that becomes ``out`` if the block succeeds.
+
+    Raises:
+        MergeError: ``out`` cannot be created, or the disk is full.
+    """
+    check_free(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as exc:
+        raise MergeError(f"cannot write to {out.parent}: {exc.strerror}") from exc
+    try:
+        scratch.chmod(0o755)
+        yield scratch
+        check_free(out)
+        scratch.rename(out)
+    except OSError as exc:
+        raise MergeError(
+            f"cannot write {out}: {exc.strerror or exc}; nothing was left there"
+        ) from exc
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def copy_files(files: Iterable[Path], folder: Path, *, overwrite: bool = True) -> None:
+    """Copy small files beside the weights."""
+    for file in files:
+        if overwrite or not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)

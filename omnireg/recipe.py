@@ -1,0 +1,236 @@
+"""A recipe: mergekit's YAML, one more key of ours, and nothing unknown.
+
+Every mergekit configuration is a recipe. What omnireg adds lives under ``omnireg:``. Unknown keys
+anywhere else are errors with a suggestion instead of silence. Method parameters are checked later,
+against the method's own declaration.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from omnireg.errors import ConfigError, did_you_mean
+
+Parameters = dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputModel(_Strict):
+    """One entry under ``models:``."""
+
+    model: str
+    parameters: Parameters | None = None
+
+
+class SliceSource(_Strict):
+    """One source of a layer slice."""
+
+    model: str
+    layer_range: tuple[int, int]
+    parameters: Parameters | None = None
+
+
+class OutputSlice(_Strict):
+    """One slice of the output's layers."""
+
+    sources: list[SliceSource]
+    base_model: str | None = None
+    residual_weight: float | None = None
+    parameters: Parameters | None = None
+
+
+class OutputModule(_Strict):
+    """One module of a multi-module architecture."""
+
+    slices: list[OutputSlice] | None = None
+    models: list[InputModel] | None = None
+    parameters: Parameters | None = None
+
+
+class TokenizerSurgery(_Strict):
+    """mergekit's ``tokenizer:`` block."""
+
+    source: Any = "union"
+    tokens: dict[str, Any] | None = None
+    pad_to_multiple_of: int | None = None
+
+
+class Output(StrEnum):
+    """What a merge of hosts of different classes writes."""
+
+    BACKBONE = "backbone"
+    HOST = "host"
+    PACKAGE = "package"
+
+
+class Block(_Strict):
+    """The ``omnireg:`` block."""
+
+    name: str | None = Field(None, description="name of the result in the registry")
+    output: Output | None = Field(None, description="backbone, host or package")
+    host: str | None = Field(None, description="whose encoders and projectors the result carries")
+    modalities: dict[str, str] = Field(default_factory=dict, description="modality → model")
+    base: Literal["embed", "reference"] = Field("embed", description="base of a package")
+    notes: str | None = Field(None, description="free text, not part of the digest")
+
+
+class Recipe(_Strict):
+    """A merge, declared: frozen, validated, with a canonical digest."""
+
+    merge_method: str
+    models: list[InputModel] | None = None
+    slices: list[OutputSlice] | None = None
+    modules: dict[str, OutputModule] | None = None
+    base_model: str | None = None
+    dtype: str | None = None
+    out_dtype: str | None = None
+    tokenizer_source: str | None = None
+    tokenizer: TokenizerSurgery | None = None
+    chat_template: str | None = None
+    parameters: Parameters | None = None
+    omnireg: Block = Field(default_factory=lambda: Block())
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        given = [k for k in ("models", "slices", "modules") if getattr(self, k) is not None]
+        if len(given) != 1:
+            what = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of models, slices or modules (got {what})")
+        listed = [entry.model for entry in self.models or ()]
+        for ref in listed:
+            if listed.count(ref) > 1:
+                raise ValueError(f"{ref!r} is listed twice under models; list it once")
+        if self.models is not None and not listed:
+            raise ValueError("models is empty; list at least one model")
+        return self
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON, without ``omnireg.name`` and ``omnireg.notes``."""
+        data = self.model_dump(
+            mode="json", exclude_none=True, exclude={"omnireg": {"name", "notes"}}
+        )
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return sha256(text.encode()).hexdigest()
+
+    @property
+    def references(self) -> list[str]:
+        """Every checkpoint the recipe names, base first, each once."""
+        found = dict.fromkeys([self.base_model] if self.base_model else [])
+        found.update(dict.fromkeys(entry.model for entry in self.models or ()))
+        modules = self.modules or {}
+        for module in modules.values():
+            found.update(dict.fromkeys(entry.model for entry in module.models or ()))
+        nested = (s for module in modules.values() for s in module.slices or ())
+        for piece in (*(self.slices or ()), *nested):
+            found.update(dict.fromkeys(source.model for source in piece.sources))
+        return list(found)
+
+    @property
+    def merged_models(self) -> list[InputModel]:
+        """The entries under ``models:`` that are not the base."""
+        return [entry for entry in self.models or () if entry.model != self.base_model]
+
+    def parameter_blocks(self) -> Iterator[tuple[str, Parameters]]:
+        """Yield every ``parameters:`` block with where it stands."""
+        if self.parameters:
+            yield "parameters", self.parameters
+        for where, node in _walk("", self.model_dump(exclude_none=True, exclude={"parameters"})):
+            yield where, node
+
+    def without_block(self) -> dict[str, Any]:
+        """Return the plain mergekit configuration."""
+        return self.model_dump(mode="json", exclude_none=True, exclude={"omnireg"})
+
+
+def _walk(where: str, node: Any) -> Iterator[tuple[str, Parameters]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            path = f"{where}.{key}" if where else str(key)
+            if key == "parameters" and isinstance(value, dict):
+                yield path, value
+            else:
+                yield from _walk(path, value)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _walk(f"{where}[{index}]", value)
+
+
+def read_recipe(source: Path) -> tuple[Recipe, str]:
+    """Return the recipe in a YAML file and its text, verbatim.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or is not a recipe.
+    """
+    try:
+        text = source.read_text(encoding="utf-8")
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{source} is not a text file; give a YAML recipe") from exc
+    except OSError as exc:
+        raise ConfigError(f"cannot read recipe {source}: {exc.strerror}") from exc
+    return parse_recipe(text, str(source)), text
+
+
+def parse_recipe(text: str, where: str = "recipe") -> Recipe:
+    """Parse YAML text into a recipe.
+
+    Raises:
+        ConfigError: not YAML, or not a recipe; says which key and what to write instead.
+    """
+    try:
+        data = yaml.load(text, _UniqueKeys)
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(exc).split())}") from exc
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where} is not a recipe: expected keys such as merge_method and models")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as exc:
+        raise ConfigError(f"{where}: {'; '.join(_explain(e) for e in exc.errors())}") from exc
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, of which plain YAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_KNOWN_KEYS = sorted(
+    {
+        name
+        for model in (
+            Recipe, InputModel, SliceSource, OutputSlice, OutputModule, TokenizerSurgery, Block,
+        )
+        for name in model.model_fields
+    }
+)  # fmt: skip
+
+
+def _explain(error: Any) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {path!r}{did_you_mean(str(error['loc'][-1]), _KNOWN_KEYS)}"
+    if error["type"] == "missing":
+        return f"key {path!r} is missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{path}: {message}" if path else message

@@ -1,0 +1,68 @@
+"""What the strategies share: float32 working copies, task vectors and the declared contracts.
+
+Every strategy here computes in float32 (float64 for float64 inputs) whatever the checkpoints'
+dtype is, and rounds once at the end. A tensor that one model lacks is left out and the weights of
+the rest count for it; lacking in every model it is the base's; lacking in the base is an error.
+"""
+
+import math
+from enum import StrEnum
+from typing import Annotated
+
+import torch
+from mergekit.merge_methods import BasePolicy, InputContract, TensorEntry
+from pydantic import Field
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+#: a base and at least one model that was fine-tuned from it
+FROM_BASE = InputContract(base=BasePolicy.REQUIRED, min_inputs=2, min_non_base=1)
+
+_LANES = 1024
+
+
+class Scope(StrEnum):
+    """Over what a statistic is taken: each tensor, or the whole model."""
+
+    TENSOR = "tensor"
+    MODEL = "model"
+
+
+def per_tensor_only(parameter: str, scope: Scope) -> None:
+    """Refuse a whole-model statistic where only one tensor is in sight.
+
+    Raises:
+        ValueError: ``scope`` is ``model``.
+    """
+    if scope is Scope.MODEL:
+        raise ValueError(
+            f"{parameter}: model needs a first pass over all weights, which only the streaming"
+            f" engine makes; use {parameter}: tensor with mergekit's engine"
+        )
+
+
+def working(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in the dtype the strategies compute in; never a view to write to."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def task_vector(entry: TensorEntry, base: TensorEntry) -> torch.Tensor:
+    """Return τᵢ = θᵢ − θ₀ in working precision, same shape as the inputs."""
+    return working(entry.tensor) - working(base.tensor)
+
+
+def absolute_sum(tensor: torch.Tensor, power: int = 1) -> float:
+    """Return Σ|x|ᵖ in float64, the same bits whatever the thread count.
+
+    Elements are added in storage order into 1024 interleaved accumulators, whose exact sum is
+    rounded once: an order that a vectorised loop can keep.
+    """
+    flat = tensor.detach().abs().reshape(-1).cpu().numpy().astype("float64")
+    if power != 1:
+        flat = flat**power
+    whole = flat.size - flat.size % _LANES
+    lanes = flat[:whole].reshape(-1, _LANES).sum(axis=0)
+    return math.fsum((*lanes.tolist(), *flat[whole:].tolist()))
