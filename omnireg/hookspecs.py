@@ -7,7 +7,8 @@ arguments than its specification. Arguments will be added over time, never renam
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import pluggy
 
@@ -17,6 +18,21 @@ if TYPE_CHECKING:
 PROJECT = "omnireg"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+
+_LISTED = "one of the recipe's models"
+#: Type of a strategy's parameter that names a model listed in the recipe. Such a value is checked
+#: against the list, and follows the model wherever an engine puts it.
+ListedModel = Annotated[str, _LISTED]
+
+
+class Scope(StrEnum):
+    """Type of a parameter that says over what a statistic is taken.
+
+    ``model`` asks for a first pass over all weights, which only the streaming engine makes.
+    """
+
+    TENSOR = "tensor"
+    MODEL = "model"
 
 
 @dataclass(frozen=True)

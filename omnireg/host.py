@@ -172,6 +172,39 @@ class PluginHost:
                         )
         return {name: layout for name, (layout, _) in found.items()}
 
+    def methods(self) -> dict[str, Strategy]:
+        """Return every usable merge method: the plugins' and mergekit's own.
+
+        Raises:
+            PluginError: two distributions, or a plugin and mergekit, claim one name.
+        """
+        from mergekit.merge_methods import registered_methods
+
+        origin = Origin("mergekit", importlib.metadata.version("mergekit"), "mergekit")
+        found = self.strategies
+        for method in registered_methods():
+            name = method.spec.name
+            ours = found.setdefault(name, Strategy(name, method, origin))
+            if ours.origin is not origin and ours.load() is not method:
+                raise PluginError(
+                    f"strategy {name!r} of {ours.origin.distribution} has the name of a method of"
+                    f" mergekit; set {DISABLE_VARIABLE}={ours.origin.distribution}"
+                )
+        return dict(sorted(found.items()))
+
+    def install(self) -> None:
+        """Make every plugin's strategies known to mergekit in this process; twice is a no-op.
+
+        Raises:
+            PluginError: a name clash; a strategy that cannot be imported only warns.
+        """
+        from mergekit.merge_methods import register, registered_methods
+
+        known = {method.spec.name for method in registered_methods()}
+        for strategy in self.methods().values():
+            if strategy.name not in known:
+                register(strategy.load())
+
     def broken(self) -> list[Plugin]:
         """Return the plugins that could not be loaded."""
         return [plugin for plugin in self.plugins if plugin.status is Status.BROKEN]

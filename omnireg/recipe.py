@@ -76,12 +76,14 @@ class Output(StrEnum):
 class Block(_Strict):
     """The ``omnireg:`` block."""
 
-    name: str | None = Field(None, description="name of the result in the registry")
-    output: Output | None = Field(None, description="backbone, host or package")
-    host: str | None = Field(None, description="whose encoders and projectors the result carries")
+    name: str | None = Field(default=None, description="name of the result in the registry")
+    output: Output | None = Field(default=None, description="backbone, host or package")
+    host: str | None = Field(
+        default=None, description="whose encoders and projectors the result carries"
+    )
     modalities: dict[str, str] = Field(default_factory=dict, description="modality → model")
-    base: Literal["embed", "reference"] = Field("embed", description="base of a package")
-    notes: str | None = Field(None, description="free text, not part of the digest")
+    base: Literal["embed", "reference"] = Field(default="embed", description="base of a package")
+    notes: str | None = Field(default=None, description="free text, not part of the digest")
 
 
 class Recipe(_Strict):
@@ -145,8 +147,7 @@ class Recipe(_Strict):
         """Yield every ``parameters:`` block with where it stands."""
         if self.parameters:
             yield "parameters", self.parameters
-        for where, node in _walk("", self.model_dump(exclude_none=True, exclude={"parameters"})):
-            yield where, node
+        yield from _walk("", self.model_dump(exclude_none=True, exclude={"parameters"}))
 
     def without_block(self) -> dict[str, Any]:
         """Return the plain mergekit configuration."""
@@ -205,7 +206,7 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} is given twice", key_node.start_mark

@@ -141,7 +141,7 @@ def lay_out(file: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> S
 def group_into_shards(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]], max_bytes: int
 ) -> list[dict[str, tuple[str, tuple[int, ...]]]]:
-    """Cut tensors, in name order, into runs of at most ``max_bytes`` (a larger tensor stands alone)."""
+    """Cut tensors, in name order, into runs of ``max_bytes``; a larger tensor stands alone."""
     shards: list[dict[str, tuple[str, tuple[int, ...]]]] = []
     room = 0
     for name in sorted(tensors):

@@ -14,10 +14,10 @@ from mergekit.merge_methods import (
 )
 from mergekit.merge_methods.base import ParameterSpec
 
+from omnireg.hookspecs import Scope
 from omnireg.strategies.task_vectors import (
     FROM_BASE,
     Positive,
-    Scope,
     UnitInterval,
     absolute_sum,
     per_tensor_only,
@@ -27,7 +27,7 @@ from omnireg.strategies.task_vectors import (
 
 
 def softmax(shifts: Sequence[float], temperature: float) -> list[float]:
-    """Return αᵢ = softmax(Δᵢ / T) in float64 (Eq. 4); larger shifts weigh more."""
+    """Weigh models by their shift, αᵢ ∝ exp(Δᵢ / T), in float64 (Eq. 4)."""
     top = max(shifts)
     raised = [math.exp((shift - top) / temperature) for shift in shifts]
     return [value / math.fsum(raised) for value in raised]

@@ -23,10 +23,10 @@ from mergekit.merge_methods import (
 )
 from mergekit.merge_methods.base import ParameterSpec
 
+from omnireg.hookspecs import ListedModel, Scope
 from omnireg.strategies.task_vectors import (
     FROM_BASE,
     NonNegative,
-    Scope,
     absolute_sum,
     per_tensor_only,
     task_vector,
@@ -145,7 +145,7 @@ class Mmer(GroupMergeMethod):
             ),
             ParameterSpec(
                 "mask_of",
-                str | None,
+                ListedModel | None,
                 ParameterScope.SHARED,
                 None,
                 "the listed model to decouple; θ₀ + τ★ when unset",

@@ -6,12 +6,13 @@ the rest count for it; lacking in every model it is the base's; lacking in the b
 """
 
 import math
-from enum import StrEnum
 from typing import Annotated
 
 import torch
 from mergekit.merge_methods import BasePolicy, InputContract, TensorEntry
 from pydantic import Field
+
+from omnireg.hookspecs import Scope
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
@@ -22,13 +23,6 @@ NonNegative = Annotated[float, Field(ge=0)]
 FROM_BASE = InputContract(base=BasePolicy.REQUIRED, min_inputs=2, min_non_base=1)
 
 _LANES = 1024
-
-
-class Scope(StrEnum):
-    """Over what a statistic is taken: each tensor, or the whole model."""
-
-    TENSOR = "tensor"
-    MODEL = "model"
 
 
 def per_tensor_only(parameter: str, scope: Scope) -> None:

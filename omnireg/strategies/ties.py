@@ -13,10 +13,10 @@ from mergekit.merge_methods import (
 )
 from mergekit.merge_methods.base import ParameterSpec
 
+from omnireg.hookspecs import Scope
 from omnireg.strategies.task_vectors import (
     FROM_BASE,
     Fraction,
-    Scope,
     per_tensor_only,
     task_vector,
     working,

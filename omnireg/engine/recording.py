@@ -1,0 +1,151 @@
+"""What goes into the registry: a checkpoint as it lies on disk, and a run from start to end."""
+
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+from omnireg.backbone import LanguageModel
+from omnireg.checkpoint import Checkpoint
+from omnireg.engine.mergekit import versions
+from omnireg.errors import OmniregError, RegistryError
+from omnireg.plan import Plan
+from omnireg.registry import Checkpoint as Record
+from omnireg.registry import Kind, Parent, Registry, Role
+
+
+def record_checkpoint(
+    book: Registry,
+    checkpoint: Checkpoint,
+    *,
+    kind: str,
+    name: str | None = None,
+    modalities: Iterable[str] = (),
+    parents: Iterable[Parent] = (),
+) -> Record:
+    """Record a checkpoint, or return what its bytes are already recorded as.
+
+    Raises:
+        RegistryError: the name belongs to other bytes, or the registry cannot be written.
+    """
+    return book.add_checkpoint(
+        name or default_name(book, checkpoint),
+        kind=kind,
+        fingerprint=checkpoint.fingerprint,
+        source=_source(checkpoint),
+        modalities=modalities,
+        parents=parents,
+    )
+
+
+def default_name(book: Registry, checkpoint: Checkpoint) -> str:
+    """Return the name these bytes already have, else the Hub id or the folder's name."""
+    known = _known(book, checkpoint)
+    if known:
+        return known
+    name = checkpoint.ref if is_hub_id(checkpoint) else checkpoint.folder.name
+    try:
+        book.check_name_free(name, fingerprint=checkpoint.fingerprint)
+    except RegistryError:
+        return f"{name}#{checkpoint.fingerprint[:8]}"
+    return name
+
+
+def _known(book: Registry, checkpoint: Checkpoint) -> str | None:
+    try:
+        found = book.by_fingerprint(checkpoint.fingerprint)
+    except RegistryError:  # no registry yet
+        return None
+    source = _source(checkpoint)
+    here = [record.name for record in found if record.source == source]
+    return here[0] if here else next((record.name for record in found), None)
+
+
+def is_hub_id(checkpoint: Checkpoint) -> bool:
+    """Whether the checkpoint was named by its Hub id and not by a folder."""
+    return not Path(checkpoint.ref).expanduser().exists()
+
+
+def _source(checkpoint: Checkpoint) -> str:
+    return checkpoint.ref if is_hub_id(checkpoint) else str(checkpoint.folder)
+
+
+def start(book: Registry, name: str, out: Path, plan: Plan, text: str, seed: int | None) -> int:
+    """Record that a merge begins, before it does."""
+    origin = plan.strategy.origin
+    return book.start_run(
+        name,
+        out=out.resolve(),
+        recipe_text=text,
+        recipe_digest=plan.recipe.digest,
+        strategy=plan.strategy.name,
+        engine="mergekit",
+        strategy_distribution=origin.distribution,
+        strategy_version=origin.version,
+        seed=seed,
+        parameters=plan.recipe.parameters,
+        versions=versions(),
+        machine=platform.node(),
+    )
+
+
+def finish(
+    book: Registry, run_id: int, name: str, plan: Plan, out: Path, fingerprint: str
+) -> Record:
+    """Record the inputs, the result with its parents, and that the run is done.
+
+    Raises:
+        RegistryError: the result is on disk but could not be recorded; says what to type.
+    """
+    try:
+        names = _record_inputs(book, plan)
+        return book.finish_run(
+            run_id,
+            name=name,
+            kind=Kind.MERGED,
+            fingerprint=fingerprint,
+            source=str(out.resolve()),
+            modalities=plan.modalities,
+            parents=[Parent(names[ref], role, weight) for ref, role, weight in plan.parents],
+            strategy=plan.strategy.name,
+        )
+    except RegistryError as exc:
+        raise RegistryError(
+            f"{out} is complete but could not be recorded: {exc}; then type: omnireg add {out}"
+            f" --name {name} --kind merged"
+        ) from exc
+
+
+def _record_inputs(book: Registry, plan: Plan) -> dict[str, str]:
+    """Record every input nobody recorded yet, models as fine-tuned from the base."""
+    models = {i.ref: i.model for i in plan.inputs}
+    if plan.host:
+        models.setdefault(plan.host.checkpoint.ref, plan.host)
+    base = plan.recipe.base_model
+    names: dict[str, str] = {}
+    for ref in sorted(models, key=lambda ref: ref != base):
+        known = _known(book, models[ref].checkpoint)
+        names[ref] = known or _record_input(book, models[ref], base=names.get(base or ""))
+    return names
+
+
+def _record_input(book: Registry, model: LanguageModel, base: str | None) -> str:
+    parents = [Parent(base, Role.FINETUNED_FROM)] if base else []
+    kind = Kind.FINETUNED if base or model.is_host else Kind.BASE
+    record = record_checkpoint(
+        book,
+        model.checkpoint,
+        kind=kind,
+        modalities=sorted(model.layout.senses),
+        parents=parents,
+    )
+    return record.name
+
+
+def fail(book: Registry, run_id: int, exc: BaseException) -> None:
+    """Record why a run stopped; the error itself is the caller's to raise."""
+    reason = str(exc) if isinstance(exc, OmniregError) else f"{type(exc).__name__}: {exc}"
+    try:
+        book.fail_run(run_id, reason)
+    except RegistryError:
+        # The first error is the one to show; the run stays `running`, which is the truth.
+        return
