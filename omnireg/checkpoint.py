@@ -6,8 +6,9 @@ first; weights of a Hub checkpoint are downloaded only when somebody asks for th
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ from omnireg.digests import file_sha256
 from omnireg.errors import CheckpointError
 from omnireg.shards import TensorHeader, read_header
 
+_AGENT = "omnireg"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*")
@@ -26,10 +28,14 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenize
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder of safetensors weights with a ``config.json``, as one user referred to it."""
+    """A folder of safetensors weights with a ``config.json``, as one user referred to it.
+
+    ``remote`` holds the Hub's (file name, sha256) pairs of weights that were not downloaded.
+    """
 
     ref: str
     folder: Path
+    remote: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -82,6 +88,8 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the weights: equal bytes under equal file names have equal fingerprints."""
+        if self.remote:
+            return combine_digests(self.remote)
         return combine_digests((file.name, file_sha256(file)) for file in self.weight_files)
 
     @cached_property
@@ -171,31 +179,47 @@ def open_checkpoint(ref: str, *, weights: bool = True) -> Checkpoint:
             f"there is no folder {ref} (relative paths start at {Path.cwd()}); give a checkpoint"
             " folder or a Hub id such as org/name"
         )
-    return Checkpoint(ref, _download(ref, weights))
+    return _from_hub(ref, weights)
 
 
-def _download(ref: str, weights: bool) -> Path:
+def _from_hub(ref: str, weights: bool) -> Checkpoint:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     repo, _, revision = ref.partition("@")
     patterns = [*_SIDE_FILES, *(["*.safetensors"] if weights else [])]
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo,
-                revision=revision or None,
-                allow_patterns=patterns,
-                library_name="omnireg",
-            )
+    with _hub_errors(ref):
+        client = huggingface_hub.HfApi(library_name=_AGENT)
+        info = client.model_info(repo, revision=revision or None, files_metadata=True)
+        folder = huggingface_hub.snapshot_download(
+            repo, revision=info.sha, allow_patterns=patterns, library_name=_AGENT
         )
+    digests = {
+        file.rfilename: str(file.lfs.sha256)
+        for file in info.siblings or ()
+        if file.lfs is not None and file.rfilename.endswith(".safetensors")
+    }
+    checkpoint = Checkpoint(ref, Path(folder))
+    if weights:
+        return checkpoint
+    named = set(checkpoint._weight_map.values()) if (Path(folder) / INDEX).exists() else {SINGLE}
+    if not named <= set(digests):
+        raise CheckpointError(f"{ref} has no safetensors weights on the Hub")
+    return replace(checkpoint, remote=tuple((n, digests[n]) for n in sorted(named)))
+
+
+@contextmanager
+def _hub_errors(ref: str) -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        yield
     except RepositoryNotFoundError as exc:
         raise CheckpointError(
             f"there is no folder {ref} here and no such model on the Hub (or it is private: run"
             " hf auth login)"
         ) from exc
     except HfHubHTTPError as exc:
-        status = exc.response.status_code if exc.response is not None else "no answer"
+        status = getattr(exc.response, "status_code", "no answer")
         raise CheckpointError(f"the Hub refused {ref} ({status}); try again later") from exc
     except (OSError, RuntimeError, ValueError) as exc:
         raise _unreachable(ref, exc) from exc

@@ -82,10 +82,14 @@ HOSTS = (
             "model.audio_tower.*",
             "multi_modal_projector.*",
             "model.multi_modal_projector.*",
-        ),  # fmt: skip
+        ),
     ),
     HostLayout(
-        ("Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniThinkerForConditionalGeneration"),
+        (
+            "Qwen2_5OmniForConditionalGeneration",
+            "Qwen2_5OmniModel",  # the same class, as Hub checkpoints name it
+            "Qwen2_5OmniThinkerForConditionalGeneration",
+        ),
         {"image": _IMAGE_GRID, "video": _VIDEO_GRID, "audio": _AUDIO},
         (
             "visual.*",
@@ -96,7 +100,7 @@ HOSTS = (
             "thinker.audio_tower.*",
             "thinker.model.visual.*",
             "thinker.model.audio_tower.*",
-        ),  # fmt: skip
+        ),
         ignored=("talker.*", "token2wav.*"),
         text_architecture="Qwen2ForCausalLM",
     ),

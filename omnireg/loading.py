@@ -1,7 +1,7 @@
 """What transformers itself says of a checkpoint: is it complete, and what is its text config."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,17 @@ from typing import Any
 from omnireg.checkpoint import Checkpoint
 from omnireg.errors import CheckpointError, PlanError
 
+#: what Hub checkpoints call a class that transformers now has under another name
+_RENAMED = {"Qwen2_5OmniModel": "Qwen2_5OmniForConditionalGeneration"}
 _NOT_TEXT = ("model_type", "architectures", "transformers_version", "tie_word_embeddings")
+
+
+def model_class(checkpoint: Checkpoint) -> Any:
+    """Return the transformers class of a checkpoint, or None where transformers has none."""
+    import transformers
+
+    name = checkpoint.architecture
+    return getattr(transformers, _RENAMED.get(name, name), None)
 
 
 def check_complete(checkpoint: Checkpoint) -> None:
@@ -23,28 +33,36 @@ def check_complete(checkpoint: Checkpoint) -> None:
     """
     import transformers
 
-    cls = getattr(transformers, checkpoint.architecture, None)
+    cls = model_class(checkpoint)
     if cls is None:
         return
     _ = checkpoint.tensors  # a damaged file is reported by its own name first
     with _quiet():
         try:
-            _, info = cls.from_pretrained(
-                checkpoint.folder, device_map="meta", output_loading_info=True
+            # not cls.from_pretrained: Qwen2_5Omni's own cannot return what it found
+            read = vars(transformers.PreTrainedModel)["from_pretrained"].__func__
+            model, info = read(
+                cls,
+                checkpoint.folder,
+                device_map="meta",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
         except (ValueError, RuntimeError, KeyError, TypeError, OSError) as exc:
             raise CheckpointError(
                 f"{checkpoint.ref} does not fit its config.json: {' '.join(str(exc).split())}"
             ) from exc
+    written = _NamesOnDisk(checkpoint.tensors, model.state_dict())
     problems = {
-        "missing": [_missing(name, checkpoint) for name in info["missing_keys"]],
+        "missing": [written.of_missing(name) for name in info["missing_keys"]],
         "unexpected": [
-            _as_written(name, checkpoint)
+            written.of_present(name)
             for name in info["unexpected_keys"]
             if not name.endswith("rotary_emb.inv_freq")
         ],
         "of another shape": [
-            _as_written(entry[0], checkpoint) for entry in info["mismatched_keys"]
+            f"{written.of_present(name)} {list(found)} for {list(wanted)}"
+            for name, found, wanted in info["mismatched_keys"]
         ],
     }
     said = [f"{what} {', '.join(sorted(names))}" for what, names in problems.items() if names]
@@ -55,28 +73,82 @@ def check_complete(checkpoint: Checkpoint) -> None:
         )
 
 
-def _missing(name: str, checkpoint: Checkpoint) -> str:
-    """Name a missing tensor as this checkpoint's files would, next to the class's own name."""
-    parts = name.split(".")
-    for tail in range(1, len(parts)):
-        for cut in range(len(parts) - tail):
-            module = ".".join(parts[cut:-tail])
-            for other in checkpoint.tensors:
-                at = f".{other}".find(f".{module}.")
-                if at >= 0:
-                    written = ".".join([other[:at] + module, *parts[-tail:]])
-                    return written if written == name else f"{written} (in memory {name})"
-    return name
+class _NamesOnDisk:
+    """Names of a class's tensors as one checkpoint writes them.
+
+    On-disk forms differ from the class in the modules at the front of a name; which module stands
+    for which is read off the tensors that are there.
+    """
+
+    def __init__(self, on_disk: Iterable[str], in_memory: Iterable[str]) -> None:
+        self._on_disk = set(on_disk)
+        self._in_memory = list(in_memory)
+        self._fronts = sorted({front for name in self._on_disk for front in _fronts(name)})
+
+    def of_missing(self, name: str) -> str:
+        """Return the name that a missing tensor would have."""
+        if name.endswith("lm_head.weight"):
+            return self._head(name)
+        found = ((*self._stand_in(front, name), front) for front in _fronts(name))
+        _, disk, memory = max(found, key=lambda entry: entry[0])
+        return disk + name.removeprefix(memory)
+
+    def of_present(self, name: str) -> str:
+        """Return the tensor on disk that shares the longest tail with a name of the class."""
+
+        def shared(other: str) -> int:
+            pairs = zip(reversed(name.split(".")), reversed(other.split(".")), strict=False)
+            return next((i for i, (a, b) in enumerate(pairs) if a != b), len(other))
+
+        return max(sorted(self._on_disk), key=shared)
+
+    def _head(self, name: str) -> str:
+        """Return where a head stands: beside the ``model`` that holds the embedding."""
+        embeddings = [n for n in self._on_disk if n.endswith("embed_tokens.weight")]
+        outside = [n for n in embeddings if not n.startswith("talker.")]
+        return head_beside(outside[0]) if outside else name
+
+    def _stand_in(self, memory: str, missing: str) -> tuple[float, str]:
+        """Return the front on disk that most often stands for one of the class, and how often."""
+        tails = [n.removeprefix(memory) for n in self._in_memory if n.startswith(memory)]
+        best = (0.0, memory)
+        for disk in self._fronts:
+            if disk + missing.removeprefix(memory) in self._on_disk:
+                continue  # it would not be missing
+            share = sum(disk + tail in self._on_disk for tail in tails) / (len(tails) + 1)
+            best = max(best, (share, disk), key=lambda entry: entry[0])
+        return best
 
 
-def _as_written(name: str, checkpoint: Checkpoint) -> str:
-    """Return the tensor on disk that shares the longest tail with a name of the class."""
+def _fronts(name: str) -> list[str]:
+    """Return the modules around a tensor, outermost first, as prefixes, up to a layer number."""
+    parts = name.split(".")[:-1]
+    stop = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
+    return ["".join(f"{part}." for part in parts[:i]) for i in range(stop + 1)]
 
-    def shared(other: str) -> int:
-        pairs = zip(reversed(name.split(".")), reversed(other.split(".")), strict=False)
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), len(other))
 
-    return max(checkpoint.tensors, key=shared)
+def head_beside(embedding: str) -> str:
+    """Return the name of the head that belongs to an embedding, in the same on-disk form."""
+    parts = embedding.split(".")
+    return ".".join([*parts[: parts.index("model") if "model" in parts else 0], "lm_head.weight"])
+
+
+def ties_head(checkpoint: Checkpoint) -> bool:
+    """Whether the class, configured like this checkpoint, uses its embedding as its head.
+
+    transformers decides this from another config key in almost every class, so it is asked. For a
+    class it does not have, the config's own word counts, and without one the head is tied.
+    """
+    import torch
+
+    cls = model_class(checkpoint)
+    if cls is None:
+        text = checkpoint.config.get("text_config") or {}
+        default = text.get("tie_word_embeddings", True)
+        return bool(checkpoint.config.get("tie_word_embeddings", default))
+    with _quiet(), torch.device("meta"):
+        model = cls(cls.config_class.from_pretrained(checkpoint.folder))
+    return any(name.endswith("lm_head.weight") for name in model.all_tied_weights_keys)
 
 
 @contextmanager
@@ -86,13 +158,13 @@ def _quiet() -> Iterator[None]:
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def write_text_config(

@@ -100,13 +100,22 @@ class Plan:
     @property
     def parents(self) -> list[tuple[str, str, float | None]]:
         """Return (reference, role, weight) of every direct parent."""
-        weights = {
-            entry.model: _plain_weight(entry.parameters) for entry in self.recipe.models or ()
-        }
-        found = [(i.ref, i.role, weights.get(i.ref)) for i in self.inputs]
+        found = [(i.ref, i.role, self._weight(i)) for i in self.inputs]
         if self.shape is Shape.HOST and self.host is not None:
             found.append((self.host.checkpoint.ref, "host", None))
         return found
+
+    def _weight(self, item: Input) -> float | None:
+        """The weight of one input, where the method has such a parameter and it is one number."""
+        spec = self.strategy.load().spec
+        declared = next((p for p in spec.parameters if p.name == "weight"), None)
+        if declared is None or (item.role == "base" and declared.scope == "non_base"):
+            return None
+        entry = next((e for e in self.recipe.models or () if e.model == item.ref), None)
+        default = None if declared.required else declared.default
+        blocks = ((entry and entry.parameters) or {}, self.recipe.parameters or {})
+        weight = next((block["weight"] for block in blocks if "weight" in block), default)
+        return float(weight) if isinstance(weight, int | float) else None
 
     @property
     def modalities(self) -> list[str]:
@@ -149,7 +158,7 @@ def plan(recipe: Recipe, host: PluginHost | None = None) -> Plan:
     _check_inputs(recipe, strategy)
     if _needs_mergekit_planner(recipe):
         return _left_to_mergekit(recipe, strategy, host)
-    models = {ref: _open(ref, host) for ref in recipe.references}
+    models = {ref: open_model(ref, host) for ref in recipe.references}
     reference = models[recipe.base_model or recipe.references[0]]
     inputs = tuple(
         Input(ref, "base" if ref == recipe.base_model else "model", align(models[ref], reference))
@@ -189,7 +198,7 @@ def _host_of(
 ) -> LanguageModel:
     wanted = same_place(ref)
     known = next((i.model for i in inputs if same_place(i.ref) == wanted), None)
-    model = known or _open(ref, host)
+    model = known or open_model(ref, host)
     if not model.is_host:
         raise ConfigError(f"omnireg.host: {ref} is a text model; name one that has encoders")
     align(model, reference)
@@ -208,7 +217,13 @@ def _check_same_parts(inputs: tuple[Input, ...]) -> None:
             )
 
 
-def _open(ref: str, host: PluginHost) -> LanguageModel:
+def open_model(ref: str, host: PluginHost) -> LanguageModel:
+    """Open a checkpoint, make sure it is complete, and find its language model.
+
+    Raises:
+        CheckpointError: missing, damaged or incomplete.
+        PlanError: a class or a tensor that cannot be explained.
+    """
     checkpoint = open_checkpoint(ref)
     model = find_language_model(checkpoint, host.layouts)
     check_complete(checkpoint)
@@ -344,11 +359,6 @@ def _check_present(recipe: Recipe, parameter: "ParameterSpec") -> None:
             )
 
 
-def _plain_weight(parameters: Mapping[str, Any] | None) -> float | None:
-    weight = (parameters or {}).get("weight")
-    return float(weight) if isinstance(weight, int | float) else None
-
-
 def _needs_mergekit_planner(recipe: Recipe) -> bool:
     return bool(
         recipe.slices
@@ -365,7 +375,7 @@ def _left_to_mergekit(recipe: Recipe, strategy: Strategy, host: PluginHost) -> P
     inputs, found = [], {}
     for ref in recipe.references:
         plain = ref.partition("+")[0]
-        found[ref] = model = _open(plain, host)
+        found[ref] = model = open_model(plain, host)
         if model.is_host:
             raise ConfigError(
                 f"{ref} is a multimodal host, and mergekit loses a host's language model with"

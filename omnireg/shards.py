@@ -22,6 +22,8 @@ DTYPE_SIZES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
     "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
+#: shards are cut at this size unless asked otherwise
+SHARD_BYTES = 5_000_000_000
 _MAX_HEADER = 100_000_000
 _ALIGN = 8
 
@@ -193,7 +195,7 @@ def write_shards(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]],
     content: Callable[[str], bytes | memoryview],
     *,
-    max_bytes: int = 5_000_000_000,
+    max_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a checkpoint's weights and, for several shards, their index.
 

@@ -29,10 +29,10 @@ from omnireg.backbone import (
     graft,
 )
 from omnireg.checkpoint import Checkpoint
-from omnireg.errors import CheckpointError, ConfigError, MergeError, did_you_mean
+from omnireg.errors import CheckpointError, MergeError, OmniregError
 from omnireg.host import PluginHost
 from omnireg.plan import Input, Plan, Shape, names_a_model, same_place
-from omnireg.shards import ByteReader, TensorHeader, write_shards
+from omnireg.shards import SHARD_BYTES, ByteReader, TensorHeader, write_shards
 
 Progress = Callable[[str, int, int], None]
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -72,17 +72,17 @@ def merge_with_mergekit(
     _check_written(plan, result)
     progress("writing", 0, 1)
     finished = scratch / "finished"
-    _finish(plan, result, finished)
+    _finish(plan, result, finished, _shard_bytes(options))
     for file in finished.iterdir():
         file.rename(folder / file.name)
 
 
-def _finish(plan: Plan, result: Checkpoint, out: Path) -> None:
+def _finish(plan: Plan, result: Checkpoint, out: Path, max_bytes: int) -> None:
     """Give the merged tensors the files of the base or of the host that carries them."""
     own = {n: t for n, t in result.tensors.items() if n not in plan.reference.carried}
     merged = replace(plan.reference, tensors=own, carried=())
     if plan.host is None:
-        extract(merged, out)
+        extract(merged, out, max_bytes=max_bytes)
         if not plan.reference.is_host:
             _write_base_config(plan, out, tied=merged.tied)
         return
@@ -114,7 +114,7 @@ def _write_base_config(plan: Plan, out: Path, *, tied: bool) -> None:
 
 
 def _shard_bytes(options: Mapping[str, Any]) -> int:
-    return int(options.get("out_shard_size") or 5_000_000_000)
+    return int(options.get("out_shard_size") or SHARD_BYTES)
 
 
 # Staging
@@ -303,13 +303,16 @@ def _translated(plan: Plan) -> Iterator[None]:
     try:
         with redirect_stdout(sys.stderr):
             yield
-    except (ValueError, RuntimeError, TypeError, NotImplementedError) as exc:
+    except OmniregError:
+        raise
+    except Exception as exc:
         message = " ".join(str(exc).split())
         if "No space left" in message:
             raise MergeError(
                 f"the disk is full ({message}); free some space and run again"
             ) from exc
-        raise MergeError(f"{plan.recipe.merge_method}: {message}") from exc
+        said = message.removeprefix(f"{plan.recipe.merge_method}: ")
+        raise MergeError(f"{plan.recipe.merge_method}: {said or type(exc).__name__}") from exc
     finally:
         logging.getLogger().setLevel(level)
 
@@ -365,32 +368,7 @@ def _check_written(plan: Plan, result: Checkpoint) -> None:
         )
 
 
-# The other commands of mergekit
-
-
-def mergekit_tools() -> dict[str, importlib.metadata.EntryPoint]:
-    """Return mergekit's own commands by the name after ``mergekit-``."""
-    scripts = importlib.metadata.distribution("mergekit").entry_points.select(
-        group="console_scripts"
-    )
-    return {script.name.removeprefix("mergekit-"): script for script in scripts}
-
-
-def run_tool(tool: str, arguments: list[str], host: PluginHost) -> None:
-    """Run a command of mergekit with every plugin registered.
-
-    Raises:
-        ConfigError: mergekit has no such command.
-    """
-    tools = mergekit_tools()
-    if tool not in tools:
-        raise ConfigError(
-            f"mergekit has no command {tool!r}{did_you_mean(tool, tools)}; it has"
-            f" {', '.join(sorted(tools))}"
-        )
-    host.install()
-    command = tools[tool].load()
-    command.main(args=arguments, prog_name=f"omnireg mergekit {tool}", standalone_mode=True)
+# Provenance
 
 
 def versions() -> dict[str, str]:

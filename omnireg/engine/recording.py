@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from omnireg.backbone import LanguageModel
-from omnireg.checkpoint import Checkpoint
+from omnireg.checkpoint import Checkpoint, open_checkpoint
 from omnireg.engine.mergekit import versions
-from omnireg.errors import OmniregError, RegistryError
+from omnireg.errors import CheckpointError, OmniregError, RegistryError
+from omnireg.host import PluginHost
 from omnireg.plan import Plan
 from omnireg.registry import Checkpoint as Record
 from omnireg.registry import Kind, Parent, Registry, Role
@@ -35,6 +36,70 @@ def record_checkpoint(
         modalities=modalities,
         parents=parents,
     )
+
+
+def add(
+    book: Registry,
+    ref: str,
+    *,
+    name: str | None = None,
+    kind: str | None = None,
+    parents: Iterable[str] = (),
+    modalities: Iterable[str] = (),
+) -> Record:
+    """Record a folder or a Hub checkpoint, with what its class and its files say of it.
+
+    Args:
+        book: where to record it.
+        ref: a folder or ``org/name[@revision]``; of the latter only side files are downloaded.
+        name: name in the registry.
+        kind: told from the checkpoint when None.
+        parents: ``REF`` or ``REF=ROLE``; those nobody recorded yet are recorded too.
+        modalities: those of the class when empty.
+    """
+    checkpoint = open_checkpoint(ref, weights=False)
+    layout = PluginHost().layouts.get(checkpoint.architecture)
+    senses = sorted(modalities) or sorted(layout.senses if layout else ())
+    given = [_split(parent) for parent in parents]
+    kind = kind or (Kind.FINETUNED if given or senses else Kind.BASE)
+    usual = Role.MODEL if kind in (Kind.MERGED, Kind.PACKAGE) else Role.FINETUNED_FROM
+    found = [Parent(_parent_name(book, of), role or usual) for of, role in given]
+    return record_checkpoint(
+        book, checkpoint, kind=kind, name=name, modalities=senses, parents=found
+    )
+
+
+def _split(parent: str) -> tuple[str, str | None]:
+    ref, equals, role = parent.rpartition("=")
+    return (ref, role) if equals and role in set(Role) else (parent, None)
+
+
+def _parent_name(book: Registry, ref: str) -> str:
+    try:
+        return find_record(book, ref).name
+    except RegistryError as unknown:
+        try:
+            return add(book, ref).name
+        except CheckpointError as exc:
+            raise RegistryError(f"parent {ref}: {unknown}; and {exc}") from exc
+
+
+def find_record(book: Registry, name: str) -> Record:
+    """Return the record that a NAME means.
+
+    A registry name; else a folder, if it starts with ``.`` or ``/``; else a fingerprint prefix.
+
+    Raises:
+        RegistryError: nothing is recorded under it, or several checkpoints are.
+    """
+    folder = Path(name)
+    if name.startswith((".", "/")) and folder.is_dir() and book.get(name) is None:
+        found = book.by_fingerprint(Checkpoint(name, folder.resolve()).fingerprint)
+        if not found:
+            raise RegistryError(f"{name} is not recorded; type: omnireg add {name}")
+        here = [record for record in found if record.source == str(folder.resolve())]
+        return (here or found)[0]
+    return book.find(name)
 
 
 def default_name(book: Registry, checkpoint: Checkpoint) -> str:

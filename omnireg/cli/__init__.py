@@ -1,0 +1,93 @@
+"""The command line: parse, call, print. Commands are imported only when they are used."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from omnireg import __version__
+from omnireg.cli.output import Settings, common_options
+from omnireg.errors import OmniregError, did_you_mean
+
+#: command → (module, one line of help), so that --help imports none of them
+COMMANDS = {
+    "demo": ("demo", "Merge, score and compare a tiny real family, offline, in minutes."),
+    "merge": ("merge", "Merge what a recipe declares, and record it."),
+    "mergekit": ("merge", "Run a command of mergekit with every plugin registered."),
+    "backbone": ("backbone", "Take the language model out of a host, or put one back in."),
+    "add": ("checkpoints", "Record a checkpoint."),
+    "list": ("checkpoints", "List recorded checkpoints."),
+    "show": ("checkpoints", "Show one recorded checkpoint."),
+    "lineage": ("checkpoints", "Show what a checkpoint was made of and what was made of it."),
+    "scores": ("scores", "Show or add the scores of a checkpoint."),
+    "strategies": ("plugins", "List every merge method that can be used."),
+    "plugins": ("plugins", "List every plugin, the broken ones too."),
+    "db": ("database", "Look after the registry's database."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of their own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of the story they tell."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command by name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"omnireg.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the one-line helps without importing the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Suggest the closest command for an unknown one."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="omnireg")
+@common_options
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Merge multimodal checkpoints without training, and never lose track of them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return 0 when done, 1 when it failed, 2 on wrong usage."""
+    settings = Settings()
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.addLevelName(logging.WARNING, "warning")
+    try:
+        cli.main(args=arguments, obj=settings, standalone_mode=False)
+    except click.ClickException as exc:
+        exc.show()
+        return exc.exit_code
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return 130
+    except OmniregError as exc:
+        if settings.traceback:
+            raise
+        click.echo(f"error: {exc}", err=True)
+        return 1
+    return 0
+
+
+def console() -> None:
+    """Entry point of the console scripts."""
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""``omnireg add``, ``list``, ``show`` and ``lineage``."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from omnireg.cli.output import Settings, common_options, hint, print_json, print_table
+
+if TYPE_CHECKING:
+    from omnireg.registry import Checkpoint, Run
+
+KINDS = ("base", "finetuned", "merged", "package")
+
+
+@click.command("add")
+@click.argument("ref")
+@click.option("--name", help="Name in the registry [default: the folder's name or the Hub id].")
+@click.option("--kind", type=click.Choice(KINDS), help="[default: told from the checkpoint]")
+@click.option(
+    "--parent",
+    "parents",
+    multiple=True,
+    metavar="REF[=ROLE]",
+    help="A parent; ROLE is base, model, host, package or finetuned_from.",
+)
+@click.option("--modality", "modalities", multiple=True, help="[default: those of the class]")
+@common_options
+@click.pass_obj
+def add_command(
+    settings: Settings,
+    ref: str,
+    name: str | None,
+    kind: str | None,
+    parents: tuple[str, ...],
+    modalities: tuple[str, ...],
+) -> None:
+    """Record the checkpoint REF: a folder, or a Hub id org/name[@revision].
+
+    Of a Hub checkpoint only the config is downloaded; its fingerprint comes from the Hub.
+    """
+    from omnireg.engine.recording import add
+
+    with settings.open_registry() as book:
+        record = add(book, ref, name=name, kind=kind, parents=parents, modalities=modalities)
+    if settings.as_json:
+        print_json(record.to_json())
+    else:
+        click.echo(f"{record.name}: {record.kind} {(record.fingerprint or '')[:12]}")
+        hint(f"next: omnireg lineage {record.name}")
+
+
+@click.command("list")
+@click.option("--kind", type=click.Choice(KINDS))
+@click.option("--modality")
+@click.option("--strategy")
+@click.option("--parent", metavar="NAME", help="Only children of this checkpoint.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
+@common_options
+@click.pass_obj
+def list_command(
+    settings: Settings,
+    kind: str | None,
+    modality: str | None,
+    strategy: str | None,
+    parent: str | None,
+    limit: int,
+) -> None:
+    """List recorded checkpoints, newest first."""
+    with settings.open_registry() as book:
+        found = book.checkpoints(
+            kind=kind, modality=modality, strategy=strategy, parent=parent, limit=limit
+        )
+    if settings.as_json:
+        print_json([record.to_json() for record in found])
+        return
+    columns = ("name", "kind", "modalities", "strategy", "fingerprint", "created")
+    print_table(columns, [_row(record) for record in found])
+
+
+def _row(record: "Checkpoint") -> tuple[Any, ...]:
+    return (
+        record.name,
+        str(record.kind),
+        ", ".join(record.modalities),
+        record.strategy,
+        (record.fingerprint or "")[:12],
+        f"{record.created_at:%Y-%m-%d %H:%M}",
+    )
+
+
+@click.command("show")
+@click.argument("name")
+@common_options
+@click.pass_obj
+def show_command(settings: Settings, name: str) -> None:
+    """Show one checkpoint: what it is, its parents, and the run that made it."""
+    from omnireg.engine.recording import find_record
+
+    with settings.open_registry() as book:
+        record = find_record(book, name)
+        run = book.run_of(record.name)
+    if settings.as_json:
+        print_json({**record.to_json(), "run": run.to_json() if run else None})
+        return
+    _print_record(record, run)
+
+
+def _print_record(record: "Checkpoint", run: "Run | None") -> None:
+    facts = record.to_json() | {"parents": None}
+    for key, value in facts.items():
+        if value:
+            click.echo(f"{key:<13}{', '.join(value) if isinstance(value, list) else value}")
+    for parent in record.parents:
+        weight = "" if parent.weight is None else f", weight {parent.weight:g}"
+        click.echo(f"{'parent':<13}{parent.name} ({parent.role}{weight})")
+    if run:
+        click.echo(f"{'run':<13}{run.id} · {run.strategy} · {run.engine} · {run.status}")
+        click.echo(f"{'digest':<13}{run.recipe_digest}")
+
+
+@click.command("lineage")
+@click.argument("name")
+@click.option("--direction", type=click.Choice(["up", "down", "both"]), default="both")
+@click.option("--depth", type=click.IntRange(min=0), help="Generations [default: all].")
+@click.option(
+    "--format",
+    "drawing",
+    type=click.Choice(["tree", "mermaid", "dot", "json"]),
+    default="tree",
+    show_default=True,
+)
+@common_options
+@click.pass_obj
+def lineage_command(
+    settings: Settings, name: str, direction: str, depth: int | None, drawing: str
+) -> None:
+    """Show what NAME was made of (up) and what was made of it (down)."""
+    from omnireg.engine.recording import find_record
+    from omnireg.registry import Drawing, render
+
+    with settings.open_registry() as book:
+        family = book.lineage(find_record(book, name).name, direction=direction, depth=depth)
+    if settings.as_json or drawing == "json":
+        print_json(family.to_json())
+    else:
+        click.echo(render(family, Drawing(drawing)).rstrip("\n"))

@@ -1,0 +1,118 @@
+"""``omnireg merge`` and ``omnireg mergekit``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from mergekit.options import add_merge_options
+
+from omnireg.cli.output import Settings, common_options, hint, print_json, progress_bar
+
+#: mergekit's options that mean something else here, or nothing
+_OURS = {"quiet", "verbosity", "random_seed", "write_model_card", "safe_serialization"}
+
+
+def _mergekit_options() -> list[click.Parameter]:
+    """Return mergekit's own merge options, as mergekit declares them."""
+    decorated: Any = add_merge_options(lambda: None)
+    return [option for option in decorated.__click_params__ if option.name not in _OURS]
+
+
+@click.command("merge")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--name", help="Name in the registry [default: the recipe's, else OUT's].")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "mergekit"]),
+    default="auto",
+    show_default=True,
+    help="Which engine runs the merge.",
+)
+@click.option("--seed", type=int, help="Seed for methods with randomness.")
+@click.option("--no-record", is_flag=True, help="Leave the registry alone.")
+@click.option(
+    "--plugin",
+    "plugin_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE.py",
+    help="Load a single-file plugin for this merge.",
+)
+@click.option("--allow-nonfinite", is_flag=True, help="Merge inputs that hold NaN or Inf.")
+@common_options
+@click.pass_obj
+def merge_command(
+    settings: Settings,
+    /,
+    config: Path,
+    out: Path,
+    name: str | None,
+    engine: str,
+    seed: int | None,
+    no_record: bool,
+    plugin_file: Path | None,
+    allow_nonfinite: bool,
+    **options: Any,
+) -> None:
+    """Merge what the recipe CONFIG declares into the new folder OUT, and record it.
+
+    CONFIG is mergekit's YAML; its key ``omnireg:`` says what the result should be.
+    """
+    from omnireg.engine import merge
+    from omnireg.host import PluginHost
+
+    host = PluginHost()
+    if plugin_file:
+        host.load_file(plugin_file)
+    with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
+        receipt = merge(
+            config,
+            out,
+            name=name,
+            engine=engine,
+            seed=seed,
+            registry=book,
+            record=not no_record,
+            host=host,
+            options=options,
+            allow_nonfinite=allow_nonfinite,
+            progress=progress,
+        )
+    if settings.as_json:
+        print_json(receipt.to_json())
+        return
+    click.echo(f"{receipt.out}: {receipt.fingerprint[:12]} in {receipt.seconds:.1f} s")
+    if not no_record:
+        hint(f"next: omnireg lineage {receipt.name}")
+
+
+merge_command.params.extend(_mergekit_options())
+
+
+@click.command(
+    "mergekit",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    add_help_option=False,
+)
+@click.argument("tool")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@common_options
+@click.pass_context
+def mergekit_command(ctx: click.Context, tool: str, arguments: tuple[str, ...]) -> None:
+    """Run mergekit's command TOOL (yaml, multi, moe, pytorch, …) with plugins registered.
+
+    Nothing is recorded.
+    """
+    from omnireg.engine.tools import advise, run_tool
+    from omnireg.host import PluginHost
+
+    if tool in ("-h", "--help"):
+        click.echo(ctx.get_help())
+        return
+    host = PluginHost()
+    advice = advise(tool, arguments, host)
+    for warning in advice.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    run_tool(tool, list(arguments), host)
+    if advice.next_step:
+        hint(f"not recorded; to record it: {advice.next_step}")

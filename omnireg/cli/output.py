@@ -1,0 +1,165 @@
+"""What every command shares: the common options, and how data and progress are printed.
+
+Data goes to stdout, everything else to stderr.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from omnireg.registry import Registry
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Settings:
+    """The common options, wherever on the command line they stood."""
+
+    registry: str | None = None
+    as_json: bool = False
+    quiet: bool = False
+    verbose: int = 0
+    traceback: bool = False
+
+    def open_registry(self) -> "Registry":
+        """Return the registry that was named, or the default one."""
+        from omnireg.registry import Registry
+
+        return Registry(self.registry)
+
+
+def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, _: click.Parameter, value: Any) -> None:
+        settings = ctx.ensure_object(Settings)
+        if value:
+            setattr(settings, name, value)
+        if name in ("quiet", "verbose") and value:
+            level = logging.ERROR if settings.quiet else logging.INFO
+            logging.getLogger("omnireg").setLevel(level)
+
+    return callback
+
+
+def common_options(command: F) -> F:
+    """Add the options that every command takes, before or after its name."""
+    options = (
+        click.option(
+            "--registry",
+            metavar="URL",
+            expose_value=False,
+            callback=_keep("registry"),
+            help="Registry to use [default: $OMNIREG_REGISTRY, else registry.db here].",
+        ),
+        click.option(
+            "--json",
+            is_flag=True,
+            expose_value=False,
+            callback=_keep("as_json"),
+            help="Print one JSON document.",
+        ),
+        click.option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            expose_value=False,
+            callback=_keep("quiet"),
+            help="No progress, no hints.",
+        ),
+        click.option(
+            "-v",
+            "--verbose",
+            count=True,
+            expose_value=False,
+            callback=_keep("verbose"),
+            help="Say more on stderr.",
+        ),
+        click.option(
+            "--traceback",
+            is_flag=True,
+            expose_value=False,
+            callback=_keep("traceback"),
+            help="Show the traceback of an error.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+class DefaultGroup(click.Group):
+    """A group that takes ``NAME`` where a subcommand could stand."""
+
+    default = "list"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Insert the default subcommand unless another one is named."""
+        first = next((arg for arg in args if not arg.startswith("-")), None)
+        helped = any(arg in ("-h", "--help") for arg in args)
+        if first not in self.commands and not (helped and first is None):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print aligned columns on stdout, numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        numeric = any(isinstance(row[index], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def hint(message: str) -> None:
+    """Say something helpful on stderr, unless asked to be quiet."""
+    if not click.get_current_context().ensure_object(Settings).quiet:
+        click.echo(message, err=True)
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a callback (stage, done, total) that draws a bar on stderr, if a person looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=quiet or not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task("planning", total=None)
+
+        def update(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        yield update

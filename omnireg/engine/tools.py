@@ -1,0 +1,95 @@
+"""mergekit's other commands, with every plugin registered in their process."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from omnireg.checkpoint import open_checkpoint
+from omnireg.errors import CheckpointError, ConfigError, MergeError, OmniregError, did_you_mean
+from omnireg.host import PluginHost
+from omnireg.recipe import Recipe, read_recipe
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to say before a mergekit command, and what to type after it."""
+
+    warnings: tuple[str, ...] = ()
+    next_step: str | None = None
+
+
+def mergekit_tools() -> dict[str, importlib.metadata.EntryPoint]:
+    """Return mergekit's own commands by the name after ``mergekit-``."""
+    scripts = importlib.metadata.distribution("mergekit").entry_points.select(
+        group="console_scripts"
+    )
+    return {script.name.removeprefix("mergekit-"): script for script in scripts}
+
+
+def run_tool(tool: str, arguments: Sequence[str], host: PluginHost) -> None:
+    """Run a command of mergekit in this process.
+
+    Raises:
+        ConfigError: mergekit has no such command.
+        MergeError: the command failed.
+    """
+    tools = mergekit_tools()
+    if tool not in tools:
+        raise ConfigError(
+            f"mergekit has no command {tool!r}{did_you_mean(tool, tools)}; it has"
+            f" {', '.join(sorted(tools))}"
+        )
+    host.install()
+    command = tools[tool].load()
+    try:
+        command.main(
+            args=list(arguments), prog_name=f"omnireg mergekit {tool}", standalone_mode=False
+        )
+    except (click.ClickException, click.Abort, click.exceptions.Exit, OmniregError):
+        raise
+    except Exception as exc:
+        message = " ".join(str(exc).split()) or type(exc).__name__
+        raise MergeError(f"mergekit {tool}: {message} (--traceback shows where)") from exc
+
+
+def advise(tool: str, arguments: Sequence[str], host: PluginHost) -> Advice:
+    """Look at what ``mergekit yaml CONFIG OUT`` is about to do.
+
+    mergekit loses the language model of a multimodal host without an error, so hosts are warned
+    about; and since it records nothing, the line that would is offered.
+    """
+    plain = [argument for argument in arguments if not argument.startswith("-")]
+    if tool != "yaml" or len(plain) < 2:
+        return Advice()
+    try:
+        recipe, _ = read_recipe(Path(plain[0]))
+    except ConfigError:
+        return Advice()
+    hosts = [ref for ref in recipe.references if _is_host(ref, host)]
+    return Advice(tuple(_warning(ref) for ref in hosts), _add_line(recipe, plain[1]))
+
+
+def _is_host(ref: str, host: PluginHost) -> bool:
+    if not Path(ref).is_dir():
+        return False
+    try:
+        layout = host.layouts.get(open_checkpoint(ref, weights=False).architecture)
+    except CheckpointError:
+        return False
+    return bool(layout and layout.senses)
+
+
+def _warning(ref: str) -> str:
+    return (
+        f"{ref} is a multimodal host: mergekit may drop its language model or its encoders without"
+        " an error; use omnireg merge"
+    )
+
+
+def _add_line(recipe: Recipe, out: str) -> str:
+    parents = [f"--parent {entry.model}" for entry in recipe.merged_models]
+    base = [f"--parent {recipe.base_model}=base"] if recipe.base_model else []
+    return " ".join([f"omnireg add {out} --kind merged", *base, *parents])

@@ -1,0 +1,335 @@
+"""The registry as a Python object: every call is one transaction and returns frozen values."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from omnireg.registry import checkpoints, lineage, recording, rules, runs, scores
+from omnireg.registry.database import BUSY_TIMEOUT, Database
+from omnireg.registry.records import Benchmark, Checkpoint, Kind, Parent, Run, RunStatus, Score
+from omnireg.registry.tables import AliasRow, CheckpointRow
+
+
+class Registry:
+    """What checkpoints are made of and how good they are.
+
+    The registry is at `url`, else at `$OMNIREG_REGISTRY`, else in ``registry.db`` in the working
+    folder; a plain path is a SQLite file. The first write creates it. Threads may share one.
+    """
+
+    def __init__(
+        self, url: str | Path | None = None, *, busy_timeout: float = BUSY_TIMEOUT
+    ) -> None:
+        """Name the registry; `busy_timeout` is how many seconds to wait for another writer."""
+        self._database = Database(url, busy_timeout)
+
+    def __enter__(self) -> Self:
+        """Return the registry."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the registry."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Return where the registry is."""
+        return f"Registry({self.where!r})"
+
+    @property
+    def where(self) -> str:
+        """Return the path, or the URL without its password."""
+        return self._database.where
+
+    def close(self) -> None:
+        """Let go of the database; a later call opens it again."""
+        self._database.close()
+
+    # Checkpoints
+
+    def add_checkpoint(
+        self,
+        name: str,
+        *,
+        kind: str,
+        fingerprint: str | None = None,
+        source: str | None = None,
+        modalities: Iterable[str] = (),
+        parents: Iterable[Parent] = (),
+        strategy: str | None = None,
+        notes: str | None = None,
+    ) -> Checkpoint:
+        """Record a checkpoint with recorded parents, or add what was missing about a known one."""
+        said = recording.facts(
+            name, kind, fingerprint, source, modalities, parents, strategy, notes
+        )
+        with self._database.writing() as session:
+            row = recording.record(session, said, create_parents=False)
+            return checkpoints.to_checkpoint(row)
+
+    def add_alias(self, ref: str, alias: str) -> Checkpoint:
+        """Give a checkpoint another name."""
+        rules.name(alias, "alias")
+        with self._database.writing() as session:
+            row = checkpoints.find(session, ref)
+            recording.add_alias(session, row, alias)
+            session.flush()
+            session.expire(row)
+            return checkpoints.to_checkpoint(row)
+
+    def find(self, ref: str) -> Checkpoint:
+        """Return the one checkpoint that a name, an alias or a fingerprint prefix means."""
+        with self._database.reading() as session:
+            return checkpoints.to_checkpoint(checkpoints.find(session, ref))
+
+    def get(self, name: str) -> Checkpoint | None:
+        """Return the checkpoint of exactly this name, if there is one."""
+        rules.name(name)
+        with self._database.reading() as session:
+            row = checkpoints.by_name(session, name)
+            return checkpoints.to_checkpoint(row) if row else None
+
+    def by_fingerprint(self, fingerprint: str) -> list[Checkpoint]:
+        """Return every checkpoint with these bytes, oldest first."""
+        whole = rules.fingerprint(fingerprint)
+        with self._database.reading() as session:
+            rows = checkpoints.by_fingerprint(session, str(whole))
+            return [checkpoints.to_checkpoint(row) for row in rows if row.fingerprint == whole]
+
+    def checkpoints(
+        self,
+        *,
+        kind: str | None = None,
+        modality: str | None = None,
+        strategy: str | None = None,
+        parent: str | None = None,
+        limit: int | None = 100,
+    ) -> list[Checkpoint]:
+        """Return the checkpoints that match every given condition, newest first."""
+        with self._database.reading() as session:
+            return checkpoints.search(session, kind, modality, strategy, parent, limit)
+
+    def lineage(
+        self, ref: str, *, direction: str = "both", depth: int | None = None
+    ) -> lineage.Lineage:
+        """Return the family of a checkpoint, `depth` generations up, down or both."""
+        way = rules.state(lineage.Direction, direction, "direction")
+        generations = rules.limit(depth, "depth")
+        with self._database.reading() as session:
+            return lineage.family(session, checkpoints.find(session, ref), way, generations)
+
+    # Scores
+
+    def add_benchmark(
+        self,
+        name: str,
+        *,
+        higher_is_better: bool | None = None,
+        ability: str | None = None,
+        unit: str | None = None,
+        description: str | None = None,
+    ) -> Benchmark:
+        """Record a benchmark (higher is better unless said), or fill in what was missing."""
+        with self._database.writing() as session:
+            row = scores.record_benchmark(
+                session, name, higher_is_better, ability=ability, unit=unit, description=description
+            )
+            return scores.to_benchmark(row)
+
+    def benchmarks(self) -> list[Benchmark]:
+        """Return every benchmark by name."""
+        with self._database.reading() as session:
+            return scores.benchmarks(session)
+
+    def add_score(
+        self,
+        checkpoint: str,
+        benchmark: str,
+        value: float,
+        *,
+        metric: str = "score",
+        n: int | None = None,
+        stderr: float | None = None,
+        n_shot: int | None = None,
+        filter: str | None = None,
+        split: str | None = None,
+        evaluator: str | None = None,
+        evaluator_version: str | None = None,
+        source: str | None = None,
+        higher_is_better: bool | None = None,
+        ability: str | None = None,
+        unit: str | None = None,
+        partial: bool = False,
+        details: Mapping[str, Any] | None = None,
+        replace: bool = False,
+    ) -> Score:
+        """Record a score; another value under the same conditions is an error unless replaced."""
+        under = scores.conditions(
+            metric,
+            n_shot,
+            filter=filter,
+            split=split,
+            evaluator=evaluator,
+            evaluator_version=evaluator_version,
+            source=source,
+        )
+        measured = scores.measurement(value, stderr, n, partial, details)
+        with self._database.writing() as session:
+            owner = checkpoints.find(session, checkpoint)
+            on = scores.record_benchmark(
+                session, benchmark, higher_is_better, ability=ability, unit=unit
+            )
+            row = scores.record(session, owner, on, under, measured, replace=replace)
+            return scores.to_score(row)
+
+    def scores(self, checkpoint: str) -> list[Score]:
+        """Return every score of a checkpoint, by benchmark and metric."""
+        with self._database.reading() as session:
+            return scores.scores_of(session, checkpoints.find(session, checkpoint))
+
+    # Runs
+
+    def check_name_free(
+        self,
+        name: str,
+        *,
+        kind: str | None = None,
+        fingerprint: str | None = None,
+        recipe_digest: str | None = None,
+    ) -> None:
+        """Refuse, before any work, a name that a checkpoint with other bytes has.
+
+        A name whose bytes are unknown is free, and so is one that these bytes or a run of this
+        recipe already have.
+        """
+        wanted = None if kind is None else rules.state(Kind, kind, "kind")
+        whole = rules.fingerprint(fingerprint)
+        if not self._database.exists():
+            rules.name(name)
+            return
+        with self._database.reading() as session:
+            runs.refuse_taken(session, name, wanted, whole, recipe_digest)
+
+    def start_run(
+        self,
+        name: str,
+        *,
+        out: str | Path,
+        recipe_text: str,
+        recipe_digest: str,
+        strategy: str,
+        engine: str,
+        strategy_distribution: str | None = None,
+        strategy_version: str | None = None,
+        seed: int | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        versions: Mapping[str, str] | None = None,
+        machine: str | None = None,
+    ) -> int:
+        """Record that work on a checkpoint begins, and return the run's number."""
+        with self._database.writing() as session:
+            row = runs.start(
+                session,
+                name,
+                out=str(out),
+                recipe_text=recipe_text,
+                recipe_digest=recipe_digest,
+                strategy=strategy,
+                engine=engine,
+                strategy_distribution=strategy_distribution,
+                strategy_version=strategy_version,
+                seed=seed,
+                parameters=parameters,
+                versions=versions,
+                machine=machine,
+            )
+            return row.id
+
+    def finish_run(
+        self,
+        run_id: int,
+        *,
+        name: str,
+        kind: str,
+        fingerprint: str,
+        source: str | None = None,
+        modalities: Iterable[str] = (),
+        parents: Iterable[Parent] = (),
+        strategy: str | None = None,
+        notes: str | None = None,
+    ) -> Checkpoint:
+        """Record what a run made, with parents nobody recorded yet, in one transaction."""
+        said = recording.facts(
+            name, kind, fingerprint, source, modalities, parents, strategy, notes
+        )
+        with self._database.writing() as session:
+            return checkpoints.to_checkpoint(runs.finish(session, run_id, said))
+
+    def fail_run(self, run_id: int, error: str) -> Run:
+        """Record why a run stopped; a run that already failed keeps its first reason."""
+        with self._database.writing() as session:
+            return runs.to_run(runs.fail(session, run_id, error))
+
+    def run(self, run_id: int) -> Run:
+        """Return a run by its number."""
+        with self._database.reading() as session:
+            return runs.to_run(runs.get(session, run_id))
+
+    def run_of(self, name: str) -> Run | None:
+        """Return the latest run that made a checkpoint, if one did."""
+        with self._database.reading() as session:
+            made = runs.latest(session, checkpoint=checkpoints.find(session, name), limit=1)
+            return made[0] if made else None
+
+    def runs(self, status: str | None = None, *, limit: int | None = 100) -> list[Run]:
+        """Return runs, newest first."""
+        state = None if status is None else rules.state(RunStatus, status, "status")
+        with self._database.reading() as session:
+            return runs.latest(session, status=state, limit=limit)
+
+    # The database
+
+    def upgrade(self) -> str | None:
+        """Create the schema or bring an older one up to date, and return its revision."""
+        self._database.upgrade()
+        return self.current()
+
+    def current(self) -> str | None:
+        """Return the schema's revision, or None where there is no registry yet."""
+        return self._database.revision()
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the stored data, one line per problem."""
+        with self._database.reading() as session:
+            return [
+                *(_sqlite_problems(session) if self._database.is_sqlite else ()),
+                *_family_problems(session),
+                *_alias_problems(session),
+            ]
+
+
+def _sqlite_problems(session: Session) -> Iterable[str]:
+    for (said,) in session.execute(text("PRAGMA integrity_check")):
+        if said != "ok":
+            yield f"damaged file: {said}"
+    for table, row, other, _ in session.execute(text("PRAGMA foreign_key_check")):
+        yield f"row {row} of {table} points at nothing in {other}"
+
+
+def _family_problems(session: Session) -> Iterable[str]:
+    if knot := checkpoints.cycle(session):
+        yield f"checkpoints are their own ancestors: {' -> '.join(knot)}"
+
+
+def _alias_problems(session: Session) -> Iterable[str]:
+    shadowed = select(AliasRow.alias).join(CheckpointRow, CheckpointRow.name == AliasRow.alias)
+    for alias in session.scalars(shadowed):
+        yield f"alias {alias!r} is also a checkpoint's name"

@@ -1,0 +1,201 @@
+"""What the registry hands out: closed states and frozen values, never database rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class Kind(StrEnum):
+    """What a checkpoint is."""
+
+    BASE = "base"
+    FINETUNED = "finetuned"
+    MERGED = "merged"
+    PACKAGE = "package"
+
+
+class Role(StrEnum):
+    """What a parent was to its child."""
+
+    BASE = "base"
+    MODEL = "model"
+    HOST = "host"
+    PACKAGE = "package"
+    FINETUNED_FROM = "finetuned_from"
+
+
+class RunStatus(StrEnum):
+    """How far a run got."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """One parent of a checkpoint; the last three fields describe one that nobody recorded yet."""
+
+    name: str
+    role: str = Role.MODEL
+    weight: float | None = None
+    fingerprint: str | None = None
+    source: str | None = None
+    kind: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the parent as a JSON object."""
+        return {"name": self.name, "role": str(self.role), "weight": self.weight}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A recorded checkpoint; `fingerprint` is null while its bytes were never read."""
+
+    name: str
+    kind: Kind
+    fingerprint: str | None
+    source: str | None
+    modalities: tuple[str, ...]
+    strategy: str | None
+    created_at: datetime
+    notes: str | None = None
+    aliases: tuple[str, ...] = ()
+    parents: tuple[Parent, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the checkpoint as the JSON object of `list` and `show`."""
+        return {
+            "name": self.name,
+            "kind": str(self.kind),
+            "fingerprint": self.fingerprint,
+            "source": self.source,
+            "modalities": list(self.modalities),
+            "strategy": self.strategy,
+            "created_at": timestamp(self.created_at),
+            "notes": self.notes,
+            "aliases": list(self.aliases),
+            "parents": [parent.to_json() for parent in self.parents],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A benchmark and the direction in which its scores improve."""
+
+    name: str
+    higher_is_better: bool
+    ability: str | None = None
+    unit: str | None = None
+    description: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the benchmark as a JSON object."""
+        return {
+            "name": self.name,
+            "higher_is_better": self.higher_is_better,
+            "ability": self.ability,
+            "unit": self.unit,
+            "description": self.description,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One measured value with every condition it was measured under."""
+
+    checkpoint: str
+    benchmark: str
+    metric: str
+    value: float
+    higher_is_better: bool
+    created_at: datetime
+    n: int | None = None
+    stderr: float | None = None
+    n_shot: int | None = None
+    filter: str | None = None
+    split: str | None = None
+    evaluator: str | None = None
+    evaluator_version: str | None = None
+    source: str | None = None
+    ability: str | None = None
+    unit: str | None = None
+    partial: bool = False
+    details: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the score as the JSON object of `scores`."""
+        return {
+            "checkpoint": self.checkpoint,
+            "benchmark": self.benchmark,
+            "metric": self.metric,
+            "value": self.value,
+            "higher_is_better": self.higher_is_better,
+            "n": self.n,
+            "stderr": self.stderr,
+            "n_shot": self.n_shot,
+            "filter": self.filter,
+            "split": self.split,
+            "evaluator": self.evaluator,
+            "evaluator_version": self.evaluator_version,
+            "source": self.source,
+            "ability": self.ability,
+            "unit": self.unit,
+            "partial": self.partial,
+            "details": dict(self.details) if self.details is not None else None,
+            "created_at": timestamp(self.created_at),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One attempt at making a checkpoint, recorded from before its first byte."""
+
+    id: int
+    status: RunStatus
+    name: str
+    out: str
+    recipe_text: str
+    recipe_digest: str
+    strategy: str
+    engine: str
+    machine: str
+    started_at: datetime
+    strategy_distribution: str | None = None
+    strategy_version: str | None = None
+    seed: int | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    finished_at: datetime | None = None
+    error: str | None = None
+    checkpoint: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the run as a JSON object."""
+        return {
+            "id": self.id,
+            "status": str(self.status),
+            "name": self.name,
+            "checkpoint": self.checkpoint,
+            "out": self.out,
+            "recipe_text": self.recipe_text,
+            "recipe_digest": self.recipe_digest,
+            "strategy": self.strategy,
+            "strategy_distribution": self.strategy_distribution,
+            "strategy_version": self.strategy_version,
+            "engine": self.engine,
+            "seed": self.seed,
+            "parameters": dict(self.parameters),
+            "versions": dict(self.versions),
+            "machine": self.machine,
+            "started_at": timestamp(self.started_at),
+            "finished_at": timestamp(self.finished_at) if self.finished_at else None,
+            "error": self.error,
+        }
+
+
+def timestamp(moment: datetime) -> str:
+    """Return a UTC time as ISO 8601 to the second, ending in ``Z``."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,244 @@
+"""The tables: every closed state is a named CHECK, every constraint has a predictable name."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    Double,
+    Enum,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from omnireg.registry.records import Kind, Role, RunStatus
+
+LONGEST_NAME = 1000
+LARGEST = 1.7976931348623157e308
+
+
+def now() -> datetime:
+    """Return the current time in UTC."""
+    return datetime.now(UTC)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A time that is UTC on both sides, also where the database forgets time zones."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert an aware time to UTC."""
+        return value.astimezone(UTC) if value is not None else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Read the stored time as UTC."""
+        if value is None or value.tzinfo is not None:
+            return value and value.astimezone(UTC)
+        return value.replace(tzinfo=UTC)
+
+
+def closed(states: type[StrEnum], name: str) -> Enum:
+    """Return the column type of a closed set of states, with a named CHECK."""
+    # A fixed length lets a later state come in by replacing one named CHECK.
+    return Enum(
+        states,
+        name=name,
+        length=32,
+        native_enum=False,
+        create_constraint=True,
+        values_callable=lambda members: [member.value for member in members],
+    )
+
+
+class Base(DeclarativeBase):
+    """The registry's metadata."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class CheckpointRow(Base):
+    """A checkpoint; two names may share one fingerprint, since copies are the same bytes."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (
+        CheckConstraint(f"length(name) BETWEEN 1 AND {LONGEST_NAME}", name="name_length"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(LONGEST_NAME), unique=True)
+    kind: Mapped[Kind] = mapped_column(closed(Kind, "kind"))
+    fingerprint: Mapped[str | None] = mapped_column(String(64), index=True)
+    source: Mapped[str | None] = mapped_column(Text)
+    strategy: Mapped[str | None] = mapped_column(Text)
+    # Known only as somebody's parent: its kind is a guess that the first `add` may correct.
+    implied: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    notes: Mapped[str | None] = mapped_column(Text)
+
+    aliases: Mapped[list["AliasRow"]] = relationship(
+        back_populates="checkpoint", cascade="all, delete-orphan", order_by="AliasRow.alias"
+    )
+    modalities: Mapped[list["ModalityRow"]] = relationship(
+        cascade="all, delete-orphan", order_by="ModalityRow.modality"
+    )
+    parents: Mapped[list["ParentRow"]] = relationship(
+        foreign_keys="ParentRow.child_id",
+        back_populates="child",
+        cascade="all, delete-orphan",
+        order_by="(ParentRow.position, ParentRow.parent_id)",
+    )
+
+
+class AliasRow(Base):
+    """Another name for a checkpoint."""
+
+    __tablename__ = "aliases"
+    __table_args__ = (
+        CheckConstraint(f"length(alias) BETWEEN 1 AND {LONGEST_NAME}", name="alias_length"),
+    )
+
+    alias: Mapped[str] = mapped_column(String(LONGEST_NAME), primary_key=True)
+    checkpoint_id: Mapped[int] = mapped_column(
+        ForeignKey("checkpoints.id", ondelete="CASCADE"), index=True
+    )
+
+    checkpoint: Mapped[CheckpointRow] = relationship(back_populates="aliases")
+
+
+class ModalityRow(Base):
+    """A modality that a checkpoint understands."""
+
+    __tablename__ = "checkpoint_modalities"
+
+    checkpoint_id: Mapped[int] = mapped_column(
+        ForeignKey("checkpoints.id", ondelete="CASCADE"), primary_key=True
+    )
+    modality: Mapped[str] = mapped_column(String(100), primary_key=True, index=True)
+
+
+class ParentRow(Base):
+    """An edge of the family graph: a child cannot outlive the record of its parents."""
+
+    __tablename__ = "parents"
+    __table_args__ = (CheckConstraint("child_id <> parent_id", name="not_itself"),)
+
+    child_id: Mapped[int] = mapped_column(
+        ForeignKey("checkpoints.id", ondelete="CASCADE"), primary_key=True
+    )
+    parent_id: Mapped[int] = mapped_column(
+        ForeignKey("checkpoints.id", ondelete="RESTRICT"), primary_key=True, index=True
+    )
+    role: Mapped[Role] = mapped_column(closed(Role, "role"), primary_key=True)
+    weight: Mapped[float | None] = mapped_column(Double)
+    position: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+
+    child: Mapped[CheckpointRow] = relationship(foreign_keys=child_id, back_populates="parents")
+    parent: Mapped[CheckpointRow] = relationship(foreign_keys=parent_id)
+
+
+class RunRow(Base):
+    """A run exists before its work starts, so a crash leaves a trace."""
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        CheckConstraint(
+            "(status = 'done') = (checkpoint_id IS NOT NULL)", name="done_has_checkpoint"
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[RunStatus] = mapped_column(closed(RunStatus, "status"), index=True)
+    name: Mapped[str] = mapped_column(String(LONGEST_NAME))
+    out: Mapped[str] = mapped_column(Text)
+    recipe_text: Mapped[str] = mapped_column(Text)
+    recipe_digest: Mapped[str] = mapped_column(String(128), index=True)
+    strategy: Mapped[str] = mapped_column(Text)
+    strategy_distribution: Mapped[str | None] = mapped_column(Text)
+    strategy_version: Mapped[str | None] = mapped_column(Text)
+    engine: Mapped[str] = mapped_column(Text)
+    seed: Mapped[int | None] = mapped_column(BigInteger)
+    parameters: Mapped[dict[str, Any]] = mapped_column(JSON)
+    versions: Mapped[dict[str, Any]] = mapped_column(JSON)
+    machine: Mapped[str] = mapped_column(Text)
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    error: Mapped[str | None] = mapped_column(Text)
+    checkpoint_id: Mapped[int | None] = mapped_column(
+        ForeignKey("checkpoints.id", ondelete="RESTRICT"), index=True
+    )
+
+    checkpoint: Mapped[CheckpointRow | None] = relationship()
+
+
+class BenchmarkRow(Base):
+    """A benchmark and its direction."""
+
+    __tablename__ = "benchmarks"
+    __table_args__ = (
+        CheckConstraint(f"length(name) BETWEEN 1 AND {LONGEST_NAME}", name="name_length"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(LONGEST_NAME), unique=True)
+    ability: Mapped[str | None] = mapped_column(Text)
+    unit: Mapped[str | None] = mapped_column(Text)
+    higher_is_better: Mapped[bool]
+    description: Mapped[str | None] = mapped_column(Text)
+
+
+class ScoreRow(Base):
+    """A score; `conditions` digests what makes it comparable, with absent equal to absent."""
+
+    __tablename__ = "scores"
+    __table_args__ = (
+        UniqueConstraint("checkpoint_id", "benchmark_id", "conditions"),
+        # Infinity passes every comparison with NULL, so the bound is written out.
+        CheckConstraint(f"value BETWEEN -{LARGEST} AND {LARGEST}", name="value_finite"),
+        CheckConstraint(f"stderr BETWEEN 0 AND {LARGEST}", name="stderr_finite"),
+        CheckConstraint("n >= 0", name="n_counts"),
+        CheckConstraint("n_shot >= 0", name="n_shot_counts"),
+        Index(None, "benchmark_id", "metric"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoints.id", ondelete="CASCADE"))
+    benchmark_id: Mapped[int] = mapped_column(ForeignKey("benchmarks.id", ondelete="RESTRICT"))
+    metric: Mapped[str] = mapped_column(String(LONGEST_NAME))
+    value: Mapped[float] = mapped_column(Double)
+    stderr: Mapped[float | None] = mapped_column(Double)
+    n: Mapped[int | None] = mapped_column(BigInteger)
+    n_shot: Mapped[int | None] = mapped_column(BigInteger)
+    filter: Mapped[str | None] = mapped_column(Text)
+    split: Mapped[str | None] = mapped_column(Text)
+    evaluator: Mapped[str | None] = mapped_column(Text)
+    evaluator_version: Mapped[str | None] = mapped_column(Text)
+    source: Mapped[str | None] = mapped_column(Text)
+    conditions: Mapped[str] = mapped_column(String(64))
+    partial: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    details: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+
+    checkpoint: Mapped[CheckpointRow] = relationship()
+    benchmark: Mapped[BenchmarkRow] = relationship()

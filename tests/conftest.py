@@ -1,0 +1,31 @@
+"""Shared parts: a command line that runs in this process, and surroundings of its own."""
+
+from pathlib import Path
+
+import pytest
+
+from omnireg.cli import main
+from tests_support import Outcome, Run
+
+
+@pytest.fixture(autouse=True)
+def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every test a working folder, registry and digest cache of its own, and no network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMNIREG_REGISTRY", str(tmp_path / "registry.db"))
+    monkeypatch.setenv("OMNIREG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("OMNIREG_DISABLE_PLUGINS", raising=False)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs ``omnireg ARGS`` in this process."""
+
+    def call(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return Outcome(code, printed.out, printed.err)
+
+    return call

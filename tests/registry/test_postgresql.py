@@ -1,0 +1,76 @@
+"""The same registry on PostgreSQL, where a server is named in OMNIREG_TEST_POSTGRESQL."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, make_url, text
+
+from omnireg.errors import RegistryError
+from omnireg.registry import Parent, Registry, schema
+from omnireg.registry.tables import Base
+
+SERVER = os.environ.get("OMNIREG_TEST_POSTGRESQL", "")
+pytestmark = pytest.mark.skipif(not SERVER, reason="OMNIREG_TEST_POSTGRESQL names no server")
+SCHEMA = "omnireg_test"
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """Return the URL of an empty schema on the server."""
+    plain = make_url(SERVER).set(drivername="postgresql+psycopg")
+    server = create_engine(plain)
+    with server.begin() as connection:
+        connection.execute(text(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE"))
+        connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
+    option = {"options": f"-csearch_path={SCHEMA}"}
+    yield plain.update_query_dict(option).render_as_string(hide_password=False)
+    with server.begin() as connection:
+        connection.execute(text(f"DROP SCHEMA {SCHEMA} CASCADE"))
+    server.dispose()
+
+
+def test_a_server_is_changed_only_on_request(url: str) -> None:
+    """Reading and writing an empty server asks for the upgrade, which can be repeated."""
+    with Registry(url) as registry:
+        for action in (registry.checkpoints, lambda: registry.add_checkpoint("m", kind="base")):
+            with pytest.raises(RegistryError, match="run `omnireg db upgrade`"):
+                action()
+        assert registry.current() is None
+        assert registry.upgrade() == registry.upgrade() == schema.HEAD
+
+
+def test_migrations_and_tables_agree(url: str) -> None:
+    """Alembic finds nothing to migrate on PostgreSQL either."""
+    with Registry(url) as registry:
+        registry.upgrade()
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    engine.dispose()
+
+
+def test_a_merge_is_recorded_and_found(url: str) -> None:
+    """Checkpoints, families, runs and scores work as they do in a file."""
+    with Registry(url) as registry:
+        registry.upgrade()
+        registry.add_checkpoint("b", kind="base", fingerprint="a" * 64, modalities=["text"])
+        run = registry.start_run(
+            "m", out="o", recipe_text="r", recipe_digest="d", strategy="ties", engine="stream"
+        )
+        made = registry.finish_run(
+            run,
+            name="m",
+            kind="merged",
+            fingerprint="e" * 64,
+            parents=[Parent("b", "base"), Parent("v", "model", 0.5)],
+        )
+        score = registry.add_score("m", "mme", 1.7e308, details={"a": 1})
+        assert registry.scores("eeeeeeee") == [score]
+        assert registry.find("m") == made
+        assert [node.name for node in registry.lineage("m", depth=2).nodes] == ["b", "m", "v"]
+        with pytest.raises(RegistryError, match="'m' cannot be a parent of 'b'"):
+            registry.add_checkpoint("b", kind="base", parents=[Parent("m")])
+        assert registry.check() == []

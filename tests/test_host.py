@@ -1,0 +1,224 @@
+"""The plugin host: isolation, provenance, clashes, and what importing costs."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from omnireg import hookspecs
+from omnireg.errors import PluginError
+from omnireg.host import DISABLE_VARIABLE, PluginHost, Status
+from tests_support import Outcome, Run, distribution
+
+GOOD = """
+from omnireg import HostLayout, hookimpl
+
+@hookimpl
+def omnireg_register_strategies(register):
+    register("{module}_impl:METHOD", name="{strategy}")
+
+@hookimpl
+def omnireg_register_hosts(register):
+    register(HostLayout(("{strategy}ForConditionalGeneration",), carried=("lidar.*",)))
+"""
+IMPLEMENTATION = """
+import torch
+from mergekit.merge_methods import TensorGroup, merge_method
+
+@merge_method(name="{strategy}", pretty_name="First", reference_url="https://example.org")
+def METHOD(group: TensorGroup) -> torch.Tensor:
+    return group.tensors[0].clone()
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the import path where distributions can be installed."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    yield folder
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
+
+
+def good(site: Path, name: str, strategy: str) -> None:
+    """Install a working third-party plugin."""
+    module = name.replace("-", "_")
+    distribution(site, name, GOOD.format(module=module, strategy=strategy))
+    (site / f"{module}_impl.py").write_text(IMPLEMENTATION.format(strategy=strategy))
+
+
+def test_built_ins_enter_through_the_same_hooks() -> None:
+    """Four strategies and the host classes come from omnireg's own entry points."""
+    host = PluginHost()
+    assert list(host.strategies) == ["average", "delta_weighted", "omni_ties", "mmer"]
+    assert {s.origin.distribution for s in host.strategies.values()} == {"omnireg"}
+    assert "Qwen2AudioForConditionalGeneration" in host.layouts
+    assert all(plugin.status is Status.OK for plugin in host.plugins)
+
+
+def test_a_strangers_strategy_and_host_class_are_found(site: Path) -> None:
+    """An installed distribution adds a strategy and a host layout, with its provenance."""
+    good(site, "omnireg-first", "first")
+    host = PluginHost()
+    assert host.strategies["first"].origin.distribution == "omnireg-first"
+    assert host.strategies["first"].origin.version == "1.0"
+    assert host.strategies["first"].load().spec.name == "first"
+    assert host.layouts["firstForConditionalGeneration"].carried == ("lidar.*",)
+    host.install()
+    host.install()
+    assert "first" in host.methods()
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import nothing_of_that_name", "ModuleNotFoundError: No module named"),
+        ("def broken(:", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        (
+            "from omnireg import hookimpl\n@hookimpl\n"
+            "def omnireg_register_stratgies(register): ...",
+            "unknown hook 'omnireg_register_stratgies' (did you mean"
+            " 'omnireg_register_strategies'?)",
+        ),
+        (
+            "from omnireg import hookimpl\n@hookimpl\n"
+            "def omnireg_register_strategies(register): register('a:b')",
+            "without a name",
+        ),
+        (
+            "from omnireg import hookimpl\n@hookimpl\n"
+            "def omnireg_register_strategies(register):\n"
+            "    register('a:b', name='half')\n    raise RuntimeError('half way')",
+            "RuntimeError: half way",
+        ),
+        (
+            "from omnireg import hookimpl\n@hookimpl\n"
+            "def omnireg_register_strategies(registry): ...",
+            "registry",
+        ),
+    ],
+)
+def test_a_broken_plugin_is_listed_warned_about_once_and_harms_nobody(
+    site: Path, source: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others load; the broken one says why and registers nothing."""
+    distribution(site, "omnireg-broken", source)
+    good(site, "omnireg-second", "second")
+    host = PluginHost()
+    (plugin,) = host.broken()
+    assert plugin.origin.distribution == "omnireg-broken"
+    assert reason in str(plugin.error)
+    assert {"second", "mmer"} <= set(host.strategies)
+    assert "half" not in host.strategies
+    assert len([r for r in caplog.records if "omnireg-broken" in r.message]) == 1
+
+
+def test_a_name_clash_names_both_distributions(site: Path) -> None:
+    """Two strangers with one name: an error that names both and how to choose."""
+    good(site, "omnireg-one", "same")
+    good(site, "omnireg-two", "same")
+    with pytest.raises(PluginError, match=r"both omnireg-one 1.0 and omnireg-two 1.0") as error:
+        _ = PluginHost().strategies
+    assert f"{DISABLE_VARIABLE}=omnireg-two" in str(error.value)
+
+
+def test_a_stranger_cannot_take_a_built_in_or_mergekit_name(site: Path) -> None:
+    """Both distributions are named there too."""
+    good(site, "omnireg-linear", "linear")
+    with pytest.raises(PluginError, match=r"omnireg-linear.*mergekit"):
+        PluginHost().methods()
+    good(site, "omnireg-mine", "mmer")
+    with pytest.raises(PluginError, match=r"both omnireg 0.* and omnireg-mine"):
+        _ = PluginHost().strategies
+
+
+@pytest.mark.parametrize("value", ["1", "all", "omnireg-third", "other, OMNIREG-THIRD"])
+def test_third_party_plugins_can_be_turned_off(
+    site: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """By name or all of them; the built-in ones stay."""
+    good(site, "omnireg-third", "third")
+    monkeypatch.setenv(DISABLE_VARIABLE, value)
+    host = PluginHost()
+    assert "third" not in host.strategies
+    assert "mmer" in host.strategies
+
+
+def test_a_single_file_plugin_is_known_by_its_digest(tmp_path: Path) -> None:
+    """Loaded from a path; version is the sha256; a broken file is an error."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from omnireg import hookimpl\n"
+        + IMPLEMENTATION.format(strategy="mine")
+        + "\n@hookimpl\ndef omnireg_register_strategies(register): register(METHOD)\n"
+    )
+    host = PluginHost()
+    host.load_file(file)
+    assert host.strategies["mine"].origin.version.startswith("sha256:")
+    file.write_text("import nothing_of_that_name")
+    with pytest.raises(PluginError, match="is broken: ModuleNotFoundError"):
+        PluginHost().load_file(file)
+    with pytest.raises(PluginError, match="cannot read plugin"):
+        PluginHost().load_file(tmp_path / "none.py")
+
+
+def test_every_hook_is_documented_and_known_to_the_host() -> None:
+    """Adding a hook to the contract without wiring it fails here."""
+    hooks = [name for name in vars(hookspecs) if name.startswith("omnireg_register")]
+    assert sorted(hooks) == ["omnireg_register_hosts", "omnireg_register_strategies"]
+    assert all(vars(hookspecs)[name].__doc__ for name in hooks)
+
+
+def test_listing_plugins_and_help_do_not_import_torch(site: Path) -> None:
+    """``plugins`` and ``--help`` stay cheap, lazily registered strategies included."""
+    good(site, "omnireg-lazy", "lazy")
+    program = (
+        "import sys\nfrom omnireg.cli import main\n"
+        "assert main(['--help']) == 0 and main(['plugins', '--json']) == 0\n"
+        "heavy = {'torch', 'transformers', 'mergekit', 'sqlalchemy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "omnireg-lazy" in done.stdout
+
+
+def test_plugins_and_strategies_commands_follow_the_contract(site: Path, run: Run) -> None:
+    """JSON keys as documented; broken plugins are in the list; show suggests."""
+    good(site, "omnireg-shown", "shown")
+    distribution(site, "omnireg-bad", "import nothing_of_that_name")
+    plugins = json.loads(run("--json", "plugins").out)
+    by_name = {entry["distribution"]: entry for entry in plugins}
+    assert by_name["omnireg-bad"]["status"] == "broken"
+    assert by_name["omnireg-shown"]["strategies"] == ["shown"]
+    assert set(plugins[0]) == {
+        "distribution", "version", "entry_point", "status", "error", "strategies", "hooks",
+    }  # fmt: skip
+    strategies = json.loads(run("strategies", "--json").out)
+    names = [entry["name"] for entry in strategies]
+    assert {"shown", "mmer", "ties", "linear"} <= set(names)
+    assert set(strategies[0]) == {
+        "name", "pretty_name", "reference", "distribution", "version", "accelerated",
+        "parameters",
+    }  # fmt: skip
+    shown: Outcome = run("strategies", "show", "mmer", "--json")
+    parameters = {p["name"]: p for p in json.loads(shown.out)["parameters"]}
+    assert parameters["density"]["default"] == 0.5
+    assert parameters["density"]["scope"] == "non_base"
+    refused = run("strategies", "show", "mmmer")
+    assert refused.code == 1
+    assert "did you mean 'mmer'?" in refused.err
