@@ -179,12 +179,16 @@ def write_text_config(
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     with _quiet():
-        text = transformers.AutoConfig.from_pretrained(checkpoint.folder).get_text_config()
+        text = _text_config(checkpoint)
         name = text_architecture or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type)
         if not name:
             raise PlanError(
                 f"{checkpoint.ref}: no text class is known for {text.model_type!r}; a plugin's host"
                 " layout can name it (text_architecture)"
+            )
+        if not hasattr(transformers, name):
+            raise PlanError(
+                f"{checkpoint.ref}: transformers has no {name}; ask the plugin's author"
             )
         cls = getattr(transformers, name).config_class
         known = cls().to_dict()
@@ -193,6 +197,21 @@ def write_text_config(
         data |= {"tie_word_embeddings": tied, "architectures": [name], "vocab_size": vocabulary}
         written = cls(**data).to_json_string()
     (folder / "config.json").write_text(written, encoding="utf-8")
+
+
+def _text_config(checkpoint: Checkpoint) -> Any:
+    import transformers
+
+    try:
+        # code beside the weights is never run
+        config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, OSError) as exc:
+        raise PlanError(
+            f"{checkpoint.ref}: no config class of transformers fits"
+            f" {checkpoint.config.get('model_type')!r}, so its language model cannot stand alone:"
+            f" {' '.join(str(exc).split())[:200]}"
+        ) from exc
+    return config.get_text_config()
 
 
 def _plain_rope(rope: Any) -> Any:

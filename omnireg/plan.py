@@ -154,8 +154,8 @@ def plan(recipe: Recipe, host: PluginHost | None = None) -> Plan:
     strategy = _strategy(recipe, host)
     spec = strategy.load().spec
     _check_dtypes(recipe)
-    check_parameters(recipe, spec)
     _check_inputs(recipe, strategy)
+    check_parameters(recipe, spec)
     if _needs_mergekit_planner(recipe):
         return _left_to_mergekit(recipe, strategy, host)
     models = {ref: open_model(ref, host) for ref in recipe.references}

@@ -53,6 +53,10 @@ class Registry:
         """Let go of the database; a later call opens it again."""
         self._database.close()
 
+    def exists(self) -> bool:
+        """Return whether anything was ever written here, since reading nothing is an error."""
+        return self._database.exists()
+
     # Checkpoints
 
     def add_checkpoint(
@@ -212,7 +216,7 @@ class Registry:
         """
         wanted = None if kind is None else rules.state(Kind, kind, "kind")
         whole = rules.fingerprint(fingerprint)
-        if not self._database.exists():
+        if not self.exists():
             rules.name(name)
             return
         with self._database.reading() as session:

@@ -38,7 +38,7 @@ class Database:
         self._timeout = busy_timeout
         address = located(url)
         self.path = _file_of(address)
-        self.where = str(self.path) if self.path else address.render_as_string()
+        self.where = str(self.path) if self.path else _shown(address)
         with explained(self.where):
             self._engine = self._connect(address)
         self._writer = self._engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
@@ -191,10 +191,11 @@ def located(url: str | Path | None) -> URL:
     if isinstance(given, str) and "://" in given:
         try:
             return _with_our_driver(make_url(given))
-        except exc.ArgumentError as error:
+        except (exc.ArgumentError, ValueError):
+            # Neither repeated nor chained: where it cannot be parsed, a password cannot be hidden.
             raise RegistryError(
-                f"{given!r} is not a database URL: give a path or sqlite:///PATH"
-            ) from error
+                "the registry's URL cannot be parsed: give a path or DIALECT://HOST/NAME"
+            ) from None
     return URL.create("sqlite", database=str(Path(given).expanduser()))
 
 
@@ -218,8 +219,13 @@ def _plainly(error: Exception, where: str) -> str:
     if isinstance(error, exc.IntegrityError):
         return f"registry {where} refused the record: {said}: run `omnireg db check`"
     if isinstance(error, exc.OperationalError):
-        return f"registry {where} cannot be used: {said}: check that it is running and reachable"
+        return f"registry {where} cannot be used: {said}: check the server or the disk"
     return f"registry {where} failed: {said}: run `omnireg db check`"
+
+
+def _shown(address: URL) -> str:
+    # Drivers also take a password among the options after the question mark.
+    return address.set(query={}).render_as_string(hide_password=True)
 
 
 def _with_our_driver(address: URL) -> URL:
@@ -233,7 +239,7 @@ def _server(address: URL) -> Engine:
         return create_engine(address, pool_pre_ping=True, hide_parameters=True)
     except ModuleNotFoundError as error:
         raise RegistryError(
-            f"no driver for {address}: run `pip install 'omnireg[postgres]'` or"
+            f"no driver for {_shown(address)}: run `pip install 'omnireg[postgres]'` or"
             f" `pip install {error.name}`"
         ) from error
 
@@ -242,7 +248,7 @@ def _file_of(address: URL) -> Path | None:
     if address.get_backend_name() != "sqlite" or address.database in (None, "", ":memory:"):
         return None
     if str(address.database).startswith("file:"):
-        raise RegistryError(f"{address} is a SQLite URI: give the path alone")
+        raise RegistryError(f"{_shown(address)} is a SQLite URI: give the path alone")
     return Path(str(address.database)).absolute()
 
 

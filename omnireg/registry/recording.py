@@ -1,7 +1,7 @@
 """Recording what is said about a checkpoint: new facts are added, contradictions are refused."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
@@ -46,7 +46,7 @@ def facts(
         rules.fingerprint(fingerprint),
         rules.optional_text(source, "source"),
         frozenset(rules.name(modality, "modality", 100) for modality in modalities),
-        _combined(_checked(parent) for parent in parents),
+        tuple(_checked(parent) for parent in parents),
         rules.optional_text(strategy, "strategy"),
         rules.optional_text(notes, "notes"),
     )
@@ -127,17 +127,6 @@ def _checked(parent: Parent) -> Parent:
     )
 
 
-def _combined(parents: Iterable[Parent]) -> tuple[Parent, ...]:
-    # A recipe may list one model twice; what it contributed is the sum.
-    combined: dict[tuple[str, str], Parent] = {}
-    for parent in parents:
-        key = (parent.name, parent.role)
-        first = combined.get(key)
-        weight = _sum(first.weight, parent.weight) if first else parent.weight
-        combined[key] = replace(first or parent, weight=weight)
-    return tuple(combined.values())
-
-
 def _sum(one: float | None, other: float | None) -> float | None:
     return other if one is None else one + (other or 0.0)
 
@@ -147,6 +136,7 @@ def _link(session: Session, child: CheckpointRow, parents: Sequence[Parent], cre
         return
     below = set(session.scalars(relatives(child.id, Direction.DOWN)))
     edges = {(edge.parent_id, edge.role): edge for edge in child.parents}
+    # A recipe may list one model twice; what it contributed is the sum.
     said: dict[tuple[int, Role], float | None] = {}
     for parent in parents:
         row = _parent(session, parent, below, create)
@@ -191,7 +181,7 @@ def _matching(session: Session, said: Parent, below: set[int]) -> CheckpointRow 
     if said.fingerprint is None:
         return row
     if row and row.id not in below and row.fingerprint in (None, said.fingerprint):
-        row.fingerprint = said.fingerprint
+        row.fingerprint, row.source = said.fingerprint, row.source or said.source
         return row
     same = by_fingerprint(session, said.fingerprint)
     return next((row for row in same if row.id not in below), None)

@@ -198,7 +198,7 @@ def _contradiction(row: ScoreRow, measured: Measurement) -> RegistryError:
     return RegistryError(
         f"{row.checkpoint.name!r} already has {row.value} on {row.benchmark.name!r}"
         f" ({row.metric}) under the same conditions, not {measured.value}:"
-        " replace it with `--replace`, or name another source"
+        " replace it (replace=True, --replace), or name another source"
     )
 
 

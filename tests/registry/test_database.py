@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import traceback
 from contextlib import closing
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def test_naming_a_registry_makes_no_file(registry: Registry, path: Path) -> None
     with pytest.raises(RegistryError, match="run `omnireg add` or `omnireg demo` first"):
         registry.checkpoints()
     assert not path.exists()
+    assert not registry.exists()
     assert registry.current() is None
 
 
@@ -191,7 +193,7 @@ def test_a_folder_without_write_permission_can_be_read() -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("://", "is not a database URL"),
+        ("://", "cannot be parsed: give a path"),
         ("nosuch://host/name", "is of no known kind"),
         ("sqlite:///file:x.db?uri=true", "give the path alone"),
         ("oracle://host/name", "no driver for oracle://host/name: run `pip install"),
@@ -201,6 +203,22 @@ def test_a_url_that_cannot_work_is_refused_at_once(url: str, said: str) -> None:
     """A wrong URL is an error where it is given, not at the first query."""
     with pytest.raises(RegistryError, match=said):
         Registry(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "oracle://me:hunter2@host/name",
+        "oracle://host/name?password=hunter2",
+        "postgresql://me:hunter2@host:port/name",
+        "nosuch://me:hunter2@host/name",
+    ],
+)
+def test_a_password_is_never_shown(url: str) -> None:
+    """No error about a URL repeats the password in it."""
+    with pytest.raises(RegistryError) as caught:
+        Registry(url)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_damaged_file_is_reported(registry: Registry, path: Path) -> None:

@@ -119,6 +119,19 @@ def test_a_parent_is_known_by_its_bytes(family: Registry) -> None:
     assert family.get("./some/folder") is None
 
 
+def test_a_recorded_parent_is_completed(family: Registry) -> None:
+    """What a run learned about a parent that had no fingerprint is kept."""
+    family.finish_run(
+        _begin(family),
+        name="new",
+        kind="merged",
+        fingerprint=E,
+        parents=[Parent("packed", "package", fingerprint="8" * 64, source="./packed")],
+    )
+    packed = family.find("packed")
+    assert (packed.fingerprint, packed.source) == ("8" * 64, "./packed")
+
+
 def test_a_parents_name_with_other_bytes_does_not_lose_the_result(family: Registry) -> None:
     """A folder that changed since it was recorded becomes a parent of its own."""
     made = family.finish_run(
