@@ -37,21 +37,16 @@ def check_complete(checkpoint: Checkpoint) -> None:
     if cls is None:
         return
     _ = checkpoint.tensors  # a damaged file is reported by its own name first
-    with _quiet():
-        try:
-            # not cls.from_pretrained: Qwen2_5Omni's own cannot return what it found
-            read = vars(transformers.PreTrainedModel)["from_pretrained"].__func__
-            model, info = read(
-                cls,
-                checkpoint.folder,
-                device_map="meta",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        except (ValueError, RuntimeError, KeyError, TypeError, OSError) as exc:
-            raise CheckpointError(
-                f"{checkpoint.ref} does not fit its config.json: {' '.join(str(exc).split())}"
-            ) from exc
+    with _quiet(), _config_errors(checkpoint):
+        # not cls.from_pretrained: Qwen2_5Omni's own cannot return what it found
+        read = vars(transformers.PreTrainedModel)["from_pretrained"].__func__
+        model, info = read(
+            cls,
+            checkpoint.folder,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     written = _NamesOnDisk(checkpoint.tensors, model.state_dict())
     problems = {
         "missing": [written.of_missing(name) for name in info["missing_keys"]],
@@ -146,9 +141,22 @@ def ties_head(checkpoint: Checkpoint) -> bool:
         text = checkpoint.config.get("text_config") or {}
         default = text.get("tie_word_embeddings", True)
         return bool(checkpoint.config.get("tie_word_embeddings", default))
-    with _quiet(), torch.device("meta"):
+    with _quiet(), _config_errors(checkpoint), torch.device("meta"):
         model = cls(cls.config_class.from_pretrained(checkpoint.folder))
     return any(name.endswith("lm_head.weight") for name in model.all_tied_weights_keys)
+
+
+@contextmanager
+def _config_errors(checkpoint: Checkpoint) -> Iterator[None]:
+    """Translate what transformers raises over a config or over tensors that contradict it."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (ValueError, RuntimeError, KeyError, TypeError, OSError, StrictDataclassError) as exc:
+        raise CheckpointError(
+            f"{checkpoint.ref} does not fit its config.json: {' '.join(str(exc).split())}"
+        ) from exc
 
 
 @contextmanager
