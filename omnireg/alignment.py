@@ -131,7 +131,8 @@ class Alignment:
     """How one language model lines up with the base that others line up with too.
 
     Attributes:
-        merged: canonical names that both have.
+        merged: canonical names that both have, and a head that only the model has: the base's is
+            its embedding.
         absent: names of the base that this model explainably lacks (biases, a tied head).
         rows: vocabulary rows, as ranges, whose id means the same token in both.
     """
@@ -178,7 +179,7 @@ def align(model: LanguageModel, base: LanguageModel) -> Alignment:
         raise PlanError(
             f"{model.checkpoint.ref} does not extend {base.checkpoint.ref}: {'; '.join(problems)}"
         )
-    merged = tuple(n for n in base.tensors if n not in lacking)
+    merged = tuple(n for n in {**base.tensors, **model.tensors} if n in model.tensors)
     return Alignment(model, base, merged, tuple(absent), shared_rows(model, base))
 
 

@@ -4,7 +4,8 @@ Finding it and lining it up with a base is :mod:`omnireg.alignment`'s part.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,8 +169,14 @@ def extract(
                 text_architecture=reference.layout.text_architecture,
                 vocabulary=reference.tensors[EMBEDDING].shape[0],
                 tied=HEAD not in names,
+                dtype=_usual_dtype(dtype for dtype, _ in signatures.values()),
             )
     return Report(len(names), len(model.carried), reader.alignment.absent)
+
+
+def _usual_dtype(dtypes: Iterable[str]) -> str:
+    [(usual, _)] = Counter(dtypes).most_common(1)
+    return str(TORCH_DTYPES()[usual]).removeprefix("torch.")
 
 
 def graft(backbone: LanguageModel, host: LanguageModel, out: Path) -> Report:
@@ -190,6 +197,7 @@ def graft(backbone: LanguageModel, host: LanguageModel, out: Path) -> Report:
             " with a head of its own, or write the backbone (omnireg.output: backbone)"
         )
     mapped = list(host.tensors)
+    read = ByteReader()
     with appearing(out) as folder:
         copy_files(host.checkpoint.side_files, folder)
         index = host.checkpoint.folder / INDEX
@@ -199,15 +207,17 @@ def graft(backbone: LanguageModel, host: LanguageModel, out: Path) -> Report:
             inside = [n for n in mapped if host.tensors[n].file == file]
             with (folder / file.name).open("r+b") as stream:
                 for name in inside:
-                    for offset, data in _replacements(name, alignment):
+                    for offset, data in _replacements(name, alignment, read):
                         stream.seek(offset)
                         stream.write(data)
     return Report(len(mapped), len(host.carried), alignment.absent)
 
 
-def _replacements(name: str, alignment: Alignment) -> Iterator[tuple[int, bytes | memoryview]]:
+def _replacements(
+    name: str, alignment: Alignment, read: ByteReader
+) -> Iterator[tuple[int, bytes | memoryview]]:
     host, source = alignment.model.tensors[name], alignment.base.header(name)
-    data: bytes | memoryview = ByteReader()(source)
+    data: bytes | memoryview = read(source)
     if source.dtype != host.dtype:
         data = as_bytes(as_tensor(data, source).to(TORCH_DTYPES()[host.dtype]))
     if name not in VOCABULARY or alignment.same_rows:

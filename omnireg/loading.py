@@ -25,29 +25,33 @@ def model_class(checkpoint: Checkpoint) -> Any:
 def check_complete(checkpoint: Checkpoint) -> None:
     """Ask transformers whether the tensors are exactly those that the class expects.
 
-    Only headers are read: the model is loaded onto the meta device. Classes that transformers does
-    not have are left to :func:`omnireg.backbone.find_language_model`.
+    Only headers are read: the model is built on the meta device and given tensors of their shapes.
+    Classes that transformers does not have are left to :mod:`omnireg.alignment`.
 
     Raises:
         CheckpointError: tensors are missing, unexpected or of another shape; each is named.
     """
+    import torch
     import transformers
 
     cls = model_class(checkpoint)
     if cls is None:
         return
-    _ = checkpoint.tensors  # a damaged file is reported by its own name first
+    headers = checkpoint.tensors
     with _quiet(), _config_errors(checkpoint):
         # not cls.from_pretrained: Qwen2_5Omni's own cannot return what it found
         read = vars(transformers.PreTrainedModel)["from_pretrained"].__func__
         model, info = read(
             cls,
-            checkpoint.folder,
+            None,
+            config=cls.config_class.from_pretrained(checkpoint.folder),
+            # not the files: mapping one larger than the memory is refused on some machines
+            state_dict={n: torch.empty(t.shape, device="meta") for n, t in headers.items()},
             device_map="meta",
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    written = _NamesOnDisk(checkpoint.tensors, model.state_dict())
+    written = _NamesOnDisk(headers, model.state_dict())
     problems = {
         "missing": [written.of_missing(name) for name in info["missing_keys"]],
         "unexpected": [
@@ -176,11 +180,20 @@ def _quiet() -> Iterator[None]:
 
 
 def write_text_config(
-    checkpoint: Checkpoint, folder: Path, *, text_architecture: str, vocabulary: int, tied: bool
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    text_architecture: str,
+    vocabulary: int,
+    tied: bool,
+    dtype: str | None = None,
 ) -> None:
     """Write ``config.json`` of a checkpoint's language model as a text model of its own.
 
+    ``dtype`` is torch's name for that of the weights; a host's config often states another.
+
     Raises:
+        CheckpointError: transformers cannot make sense of the checkpoint's ``config.json``.
         PlanError: the class of the language model is not known.
     """
     import transformers
@@ -196,12 +209,14 @@ def write_text_config(
             )
         if not hasattr(transformers, name):
             raise PlanError(
-                f"{checkpoint.ref}: transformers has no {name}; ask the plugin's author"
+                f"{checkpoint.ref}: transformers has no {name}; its layout names a text class"
+                " (text_architecture) that does not exist"
             )
         cls = getattr(transformers, name).config_class
         known = cls().to_dict()
         data = {k: v for k, v in text.to_dict().items() if k in known and k not in _NOT_TEXT}
         data["rope_parameters"] = _plain_rope(data.get("rope_parameters"))
+        data |= {"dtype": dtype} if dtype else {}
         data |= {"tie_word_embeddings": tied, "architectures": [name], "vocab_size": vocabulary}
         written = cls(**data).to_json_string()
     (folder / "config.json").write_text(written, encoding="utf-8")
@@ -210,15 +225,9 @@ def write_text_config(
 def _text_config(checkpoint: Checkpoint) -> Any:
     import transformers
 
-    try:
+    with _config_errors(checkpoint):
         # code beside the weights is never run
         config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, OSError) as exc:
-        raise PlanError(
-            f"{checkpoint.ref}: no config class of transformers fits"
-            f" {checkpoint.config.get('model_type')!r}, so its language model cannot stand alone:"
-            f" {' '.join(str(exc).split())[:200]}"
-        ) from exc
     return config.get_text_config()
 
 

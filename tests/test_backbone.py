@@ -224,6 +224,17 @@ def test_extracting_into_a_base_of_another_dtype_loses_nothing(
             assert tensor.dtype == source.dtype
 
 
+@pytest.mark.parametrize("architecture", [LLAVA, QWEN2_VL, QWEN2_AUDIO])
+def test_extracted_text_model_loads_in_the_dtype_of_the_host(
+    zoo: Zoo, tmp_path: Path, architecture: str
+) -> None:
+    """A bfloat16 host gives a bfloat16 text model, in the file and once loaded."""
+    SPECIES[architecture].load(zoo(architecture)).bfloat16().save_pretrained(tmp_path / "low")
+    extract(found(tmp_path / "low"), tmp_path / "text")
+    assert {t.dtype for t in read_weights(tmp_path / "text").values()} == {torch.bfloat16}
+    assert {p.dtype for p in text_model(tmp_path / "text").parameters()} == {torch.bfloat16}
+
+
 # Heads
 
 

@@ -4,18 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from mergekit.options import add_merge_options
 
 from omnireg.cli.output import Settings, common_options, hint, print_json, progress_bar
-
-#: mergekit's options that mean something else here, or nothing
-_OURS = {"quiet", "verbosity", "random_seed", "write_model_card", "safe_serialization"}
-
-
-def _mergekit_options() -> list[click.Parameter]:
-    """Return mergekit's own merge options, as mergekit declares them."""
-    decorated: Any = add_merge_options(lambda: None)
-    return [option for option in decorated.__click_params__ if option.name not in _OURS]
+from omnireg.engine.tools import merge_options
 
 
 @click.command("merge")
@@ -86,7 +77,7 @@ def merge_command(
         hint(f"next: omnireg lineage {receipt.name}")
 
 
-merge_command.params.extend(_mergekit_options())
+merge_command.params.extend(merge_options())
 
 
 @click.command(

@@ -4,6 +4,7 @@ import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,6 +12,17 @@ from omnireg.checkpoint import open_checkpoint
 from omnireg.errors import CheckpointError, ConfigError, MergeError, OmniregError, did_you_mean
 from omnireg.host import PluginHost
 from omnireg.recipe import Recipe, read_recipe
+
+#: mergekit's options that omnireg decides, or has its own for
+_OURS = {"quiet", "verbosity", "random_seed", "write_model_card", "safe_serialization"}
+
+
+def merge_options() -> list[click.Parameter]:
+    """Return mergekit's own merge options for the command line, as mergekit declares them."""
+    from mergekit.options import add_merge_options
+
+    decorated: Any = add_merge_options(lambda: None)
+    return [option for option in decorated.__click_params__ if option.name not in _OURS]
 
 
 @dataclass(frozen=True)

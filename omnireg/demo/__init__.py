@@ -1,0 +1,1 @@
+"""A tiny real family of models that shows what merging keeps and what it loses."""

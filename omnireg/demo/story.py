@@ -1,0 +1,298 @@
+"""``omnireg demo``: merge the tiny family with every strategy, score it, and show what was kept.
+
+Everything is real: the checkpoints are merged through the ordinary recipes that are left in the
+folder, every score is exact match of greedy generation on held-out items, and all of it is
+recorded in a registry of the demo's own.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omnireg import __version__
+from omnireg.errors import EvaluationError
+from omnireg.registry import Drawing, Kind, Parent, Registry, Role, render
+
+if TYPE_CHECKING:
+    from omnireg.demo.evaluate import Score
+    from omnireg.host import PluginHost
+
+FAMILY = Path(__file__).parent / "family"
+SENSES: tuple[str, ...] = ("image", "audio", "video")
+#: strategy → the line of parameters its recipes have, {host} being the one that carries it
+STRATEGIES = {
+    "average": "",
+    "delta_weighted": "parameters: {alpha0: 0.5}\n",
+    "omni_ties": "parameters: {density: 0.5}\n",
+    "mmer": "parameters: {density: 0.5, scale: 1.0, mask_lambda: 0.5, mask_of: family/{host}}\n",
+}
+IN_HOST = "base in host"
+_MARK = "registry.db"
+
+Say = Callable[[str], None]
+Tick = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score: right answers of n."""
+
+    correct: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """Share of right answers."""
+        return self.correct / self.n
+
+    @property
+    def stderr(self) -> float:
+        """Binomial standard error of the share."""
+        return math.sqrt(self.value * (1 - self.value) / self.n)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the score with its counts."""
+        return {
+            "value": self.value,
+            "stderr": self.stderr,
+            "correct": self.correct,
+            "n": self.n,
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to fill the hosts' language model, scored on every host's own task."""
+
+    method: str
+    scores: dict[str, Cell]
+    retention: dict[str, float]
+    base_tasks: Cell | None
+
+    @property
+    def mean_retention(self) -> float:
+        """Mean over the modalities of this score / the host's own score."""
+        return sum(self.retention.values()) / len(self.retention)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row of the retention table."""
+        return {
+            "method": self.method,
+            "scores": {sense: cell.to_json() for sense, cell in self.scores.items()},
+            "retention": self.retention,
+            "mean_retention": self.mean_retention,
+            "base_tasks": self.base_tasks.to_json() if self.base_tasks else None,
+        }
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the demo found: the retention table, and the language the hosts lost."""
+
+    folder: Path
+    rows: tuple[Row, ...]
+    base: Cell
+    hosts_on_base_tasks: dict[str, Cell]
+    lineage: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the retention table as ``omnireg demo --json`` prints it."""
+        return {
+            "folder": str(self.folder),
+            "base_tasks": self.base.to_json(),
+            "hosts_on_base_tasks": {s: c.to_json() for s, c in self.hosts_on_base_tasks.items()},
+            "rows": [row.to_json() for row in self.rows],
+        }
+
+
+def tell(folder: Path, *, items: int | None = None, tick: Tick = lambda *_: None) -> Story:
+    """Run the whole story in ``folder`` and return what it found.
+
+    Args:
+        folder: a new folder, or that of an earlier run, whose finished merges are kept.
+        items: how many test items of each modality to use; all when None.
+        tick: called with (what, done, total).
+
+    Raises:
+        EvaluationError: the folder holds something else.
+    """
+    _prepare(folder)
+    with Registry(folder / _MARK) as book:
+        _record_family(book, folder)
+        merged = _merge_everything(book, folder, tick)
+        scores = _Scores(book, folder, items, tick, total=len(_jobs(merged)))
+        for name, modality in _jobs(merged):
+            scores.measure(name, modality)
+        family = book.lineage("mmer-image", direction="up")
+    return _story(folder, scores.cells, render(family, Drawing.TREE))
+
+
+def _prepare(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
+        raise EvaluationError(f"{folder} holds something else; name a new folder: omnireg demo DIR")
+    folder.mkdir(parents=True, exist_ok=True)
+    for model in ("base", *SENSES):
+        shutil.copytree(FAMILY / model, folder / "family" / model, dirs_exist_ok=True)
+    (folder / "recipes").mkdir(exist_ok=True)
+
+
+def _record_family(book: Registry, folder: Path) -> None:
+    from omnireg.checkpoint import open_checkpoint
+    from omnireg.engine.recording import record_checkpoint
+
+    for name in ("base", *SENSES):
+        record_checkpoint(
+            book,
+            open_checkpoint(str(folder / "family" / name)),
+            name=name,
+            kind=Kind.BASE if name == "base" else Kind.FINETUNED,
+            modalities=[] if name == "base" else [name],
+            parents=[] if name == "base" else [Parent("base", Role.FINETUNED_FROM)],
+        )
+
+
+def recipe(strategy: str, host: str | None) -> str:
+    """Return the recipe of one merge: a backbone, or one host around it."""
+    models = "".join(f"  - model: family/{sense}\n" for sense in SENSES)
+    parameters = STRATEGIES[strategy].replace("{host}", host or "")
+    carried = f"omnireg:\n  output: host\n  host: family/{host}\n" if host else ""
+    return (
+        f"merge_method: {strategy}\nbase_model: family/base\nmodels:\n{models}{parameters}{carried}"
+    )
+
+
+def _wanted() -> Iterator[tuple[str, str, str | None]]:
+    """Yield (name, strategy, host) of every merge; MMER has no model without a modality."""
+    for strategy in STRATEGIES:
+        if strategy != "mmer":
+            yield strategy, strategy, None
+        for sense in SENSES:
+            yield f"{strategy}-{sense}", strategy, sense
+
+
+def _merge_everything(book: Registry, folder: Path, tick: Tick) -> list[str]:
+    from contextlib import chdir
+
+    from omnireg.engine import merge
+    from omnireg.host import PluginHost
+
+    plugins = PluginHost()
+    wanted = list(_wanted())
+    with chdir(folder):
+        for number, (name, strategy, host) in enumerate(wanted):
+            tick(f"merging {name}", number, len(wanted))
+            path = Path("recipes") / f"{name}.yml"
+            path.write_text(recipe(strategy, host), encoding="utf-8")
+            if not _kept(book, name):
+                merge(path, name, name=name, registry=book, host=plugins)
+        _language_models(book, plugins)
+    return [name for name, _, _ in wanted]
+
+
+def _language_models(book: Registry, plugins: "PluginHost") -> None:
+    """Two comparisons that need no merge: the base in every host, and every host's own words."""
+    from omnireg.backbone import extract, graft
+    from omnireg.plan import open_model
+
+    base = open_model("family/base", plugins)
+    for sense in SENSES:
+        host = open_model(f"family/{sense}", plugins)
+        inside, words = f"base-in-{sense}", f"{sense}-words"
+        if not _kept(book, inside):
+            graft(base, host, Path(inside))
+            _record(book, inside, Kind.MERGED, ("base", Role.MODEL), (sense, Role.HOST))
+        if not _kept(book, words):
+            extract(host, Path(words), base=base)
+            _record(book, words, Kind.FINETUNED, (sense, Role.MODEL), ("base", Role.BASE))
+
+
+def _record(book: Registry, name: str, kind: Kind, *parents: tuple[str, Role]) -> None:
+    from omnireg.checkpoint import open_checkpoint
+    from omnireg.engine.recording import record_checkpoint
+
+    found = [Parent(parent, role) for parent, role in parents]
+    record_checkpoint(book, open_checkpoint(f"./{name}"), name=name, kind=kind, parents=found)
+
+
+def _kept(book: Registry, name: str) -> bool:
+    """Whether an earlier run already made this; anything half-known is made again."""
+    from omnireg.checkpoint import Checkpoint
+
+    record, folder = book.get(name), Path(name)
+    if record and folder.is_dir():
+        if Checkpoint(name, folder.resolve()).fingerprint == record.fingerprint:
+            return True
+        raise EvaluationError(f"{folder.resolve()} was changed since; remove it and run again")
+    if folder.exists():
+        shutil.rmtree(folder)
+    return False
+
+
+def _jobs(merged: Sequence[str]) -> list[tuple[str, str]]:
+    """Return every (checkpoint, modality) to score, the family first."""
+    jobs = [("base", "base"), *((sense, sense) for sense in SENSES)]
+    jobs += [(f"{sense}-words", "base") for sense in SENSES]
+    jobs += [(f"base-in-{sense}", sense) for sense in SENSES]
+    return jobs + [(name, name.rpartition("-")[2] if "-" in name else "base") for name in merged]
+
+
+class _Scores:
+    """Measures, records, and remembers."""
+
+    def __init__(
+        self, book: Registry, folder: Path, limit: int | None, tick: Tick, total: int
+    ) -> None:
+        self.cells: dict[tuple[str, str], Cell] = {}
+        self._book, self._folder, self._limit = book, folder, limit
+        self._tick, self._total = tick, total
+
+    def measure(self, name: str, modality: str) -> None:
+        """Score one checkpoint on one modality's test items and record it."""
+        score = measure(self._place(name), modality, self._limit)
+        self.cells[name, modality] = Cell(score.correct, score.n)
+        self._tick(f"scoring {name}", len(self.cells), self._total)
+        cell = self.cells[name, modality]
+        self._book.add_score(
+            name,
+            f"tiny-{modality}",
+            cell.value,
+            metric="exact_match",
+            n=cell.n,
+            stderr=cell.stderr,
+            split="test",
+            evaluator="omnireg demo",
+            evaluator_version=__version__,
+            ability="language" if modality == "base" else modality,
+            partial=self._limit is not None,
+            details={"by_skill": {s: list(pair) for s, pair in score.by_skill.items()}},
+            replace=True,
+        )
+
+    def _place(self, name: str) -> Path:
+        member = name in ("base", *SENSES)
+        return self._folder / "family" / name if member else self._folder / name
+
+
+def measure(folder: Path, modality: str, limit: int | None = None) -> "Score":
+    """Score a checkpoint by greedy generation and exact match on a modality's test items."""
+    from omnireg.demo.evaluate import score
+    from omnireg.demo.tasks import items
+
+    asked = items(modality, "test")  # type: ignore[arg-type]
+    step = max(1, len(asked) // limit) if limit else 1
+    return score(folder, asked[::step])
+
+
+def _story(folder: Path, cells: dict[tuple[str, str], Cell], lineage: str) -> Story:
+    own = {sense: cells[sense, sense] for sense in SENSES}
+    names = {"own model": "{}", IN_HOST: "base-in-{}", **{s: f"{s}-{{}}" for s in STRATEGIES}}
+    rows = []
+    for method, pattern in names.items():
+        scores = {sense: cells[pattern.format(sense), sense] for sense in SENSES}
+        kept = {sense: scores[sense].value / max(own[sense].value, 1e-9) for sense in SENSES}
+        rows.append(Row(method, scores, kept, cells.get((method, "base"))))
+    words = {sense: cells[f"{sense}-words", "base"] for sense in SENSES}
+    return Story(folder, tuple(rows), cells["base", "base"], words, lineage)
