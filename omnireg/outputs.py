@@ -1,10 +1,12 @@
 """Output folders appear whole, by rename, or not at all."""
 
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from omnireg.errors import MergeError
@@ -23,6 +25,27 @@ def check_free(out: Path) -> None:
         raise MergeError(f"cannot write to {parent}; choose another folder")
 
 
+def scratch_folder(out: Path) -> Path:
+    """Make a hidden folder beside ``out``, after removing those that killed processes left."""
+    machine = platform.node()
+    for left in out.parent.glob(f".{escape(out.name)}.*.{escape(machine)}.*"):
+        owner = left.name.removeprefix(f".{out.name}.").partition(".")[0]
+        if owner.isdecimal() and not _alive(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    prefix = f".{out.name}.{os.getpid()}.{machine}."
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 @contextmanager
 def appearing(out: Path) -> Iterator[Path]:
     """Yield a hidden sibling folder that becomes ``out`` if the block succeeds.
@@ -33,7 +56,7 @@ def appearing(out: Path) -> Iterator[Path]:
     check_free(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        scratch = scratch_folder(out)
     except OSError as exc:
         raise MergeError(f"cannot write to {out.parent}: {exc.strerror}") from exc
     try:

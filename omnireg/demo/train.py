@@ -85,7 +85,7 @@ class Phase:
 BASE_PHASES = (Phase("text", 3000, 3e-3, batch=80),)
 HOST_PHASES = (
     Phase("align", 400, 3e-3, skills=tasks.SHARED_SKILLS, frozen_language_model=True),
-    Phase("tune", 900, 1.2e-3),
+    Phase("tune", 1000, 1.6e-3),
 )
 
 

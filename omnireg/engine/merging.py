@@ -1,8 +1,9 @@
 """Merge and record: the one function behind ``omnireg merge``."""
 
-import tempfile
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from omnireg.engine import recording
 from omnireg.engine.mergekit import describe, merge_with_mergekit
 from omnireg.errors import ConfigError
 from omnireg.host import PluginHost
-from omnireg.outputs import appearing, check_free
+from omnireg.outputs import appearing, check_free, scratch_folder
 from omnireg.plan import plan
 from omnireg.recipe import Recipe, parse_recipe, read_recipe
 from omnireg.registry import Registry
@@ -95,7 +96,7 @@ def merge(
             merge_with_mergekit(
                 planned,
                 folder,
-                Path(scratch),
+                scratch,
                 host=host,
                 options={**(options or {}), "random_seed": seed},
                 allow_nonfinite=allow_nonfinite,
@@ -122,5 +123,11 @@ def _read(recipe: Recipe | Path | str) -> tuple[Recipe, str]:
     return parse_recipe(recipe), recipe
 
 
-def _scratch(out: Path) -> "tempfile.TemporaryDirectory[str]":
-    return tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """Yield a folder on the disk of ``out`` for what is not part of it."""
+    folder = scratch_folder(out)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -15,6 +15,10 @@ from omnireg.recipe import Recipe, read_recipe
 
 #: mergekit's options that omnireg decides, or has its own for
 _OURS = {"quiet", "verbosity", "random_seed", "write_model_card", "safe_serialization"}
+_CARD_HINT = (
+    "mergekit's model card asks the Hub about relative paths; use absolute ones, or add"
+    " --no-write-model-card"
+)
 
 
 def merge_options() -> list[click.Parameter]:
@@ -64,7 +68,9 @@ def run_tool(tool: str, arguments: Sequence[str], host: PluginHost) -> None:
         raise
     except Exception as exc:
         message = " ".join(str(exc).split()) or type(exc).__name__
-        raise MergeError(f"mergekit {tool}: {message} (--traceback shows where)") from exc
+        offline = isinstance(exc, OSError) or type(exc).__module__.startswith("httpx")
+        hint = _CARD_HINT if offline and tool in ("yaml", "multi") else "--traceback shows where"
+        raise MergeError(f"mergekit {tool}: {message} ({hint})") from exc
 
 
 def advise(tool: str, arguments: Sequence[str], host: PluginHost) -> Advice:
