@@ -186,8 +186,8 @@ def graft(backbone: LanguageModel, host: LanguageModel, out: Path) -> Report:
     Vocabulary rows that the two tokenizers do not share stay with the host.
 
     Raises:
-        PlanError: the backbone does not fit the host, or has a head of its own that the host
-            ties to its embedding.
+        PlanError: the backbone does not fit the host, or has a head of its own or biases that
+            the host has no place for.
     """
     alignment = align(host, backbone)
     if host.tied and not backbone.tied_in_effect:
@@ -211,6 +211,17 @@ def graft(backbone: LanguageModel, host: LanguageModel, out: Path) -> Report:
                         stream.seek(offset)
                         stream.write(data)
     return Report(len(mapped), len(host.carried), alignment.absent)
+
+
+def _check_nothing_lost(backbone: LanguageModel, host: LanguageModel, alignment: Alignment) -> None:
+    read = ByteReader()
+    lost = [n for n in alignment.absent if n != HEAD and any(read(backbone.tensors[n]))]
+    if lost:
+        raise PlanError(
+            f"{host.checkpoint.ref} has no biases, but {backbone.checkpoint.ref} does and they are"
+            f" not zero: {', '.join(lost[:4])} …; carry a host that has them, or write the backbone"
+            " (omnireg.output: backbone)"
+        )
 
 
 def _replacements(

@@ -21,7 +21,7 @@ from omnireg.shards import TensorHeader, read_header
 _AGENT = "omnireg"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*")
+_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "spk_dict.pt", "LICENSE*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenizer_config.json")
 

@@ -38,7 +38,7 @@ def check_complete(checkpoint: Checkpoint) -> None:
     if cls is None:
         return
     headers = checkpoint.tensors
-    with _quiet(), _config_errors(checkpoint):
+    with quiet(), _config_errors(checkpoint):
         # not cls.from_pretrained: Qwen2_5Omni's own cannot return what it found
         read = vars(transformers.PreTrainedModel)["from_pretrained"].__func__
         model, info = read(
@@ -145,7 +145,7 @@ def ties_head(checkpoint: Checkpoint) -> bool:
         text = checkpoint.config.get("text_config") or {}
         default = text.get("tie_word_embeddings", True)
         return bool(checkpoint.config.get("tie_word_embeddings", default))
-    with _quiet(), _config_errors(checkpoint), torch.device("meta"):
+    with quiet(), _config_errors(checkpoint), torch.device("meta"):
         model = cls(cls.config_class.from_pretrained(checkpoint.folder))
     return any(name.endswith("lm_head.weight") for name in model.all_tied_weights_keys)
 
@@ -164,7 +164,8 @@ def _config_errors(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and log lines off the terminal."""
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()
@@ -199,7 +200,7 @@ def write_text_config(
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    with _quiet():
+    with quiet():
         text = _text_config(checkpoint)
         name = text_architecture or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type)
         if not name:

@@ -225,9 +225,8 @@ def open_model(ref: str, host: PluginHost) -> LanguageModel:
         PlanError: a class or a tensor that cannot be explained.
     """
     checkpoint = open_checkpoint(ref)
-    model = find_language_model(checkpoint, host.layouts)
     check_complete(checkpoint)
-    return model
+    return find_language_model(checkpoint, host.layouts)
 
 
 def _order(recipe: Recipe) -> list[str]:

@@ -312,10 +312,14 @@ def test_biases_that_a_host_has_nowhere_are_absent_and_extracted_as_zero(
 def test_backbone_with_biases_goes_into_a_host_without_and_says_so(
     zoo: Zoo, tmp_path: Path
 ) -> None:
-    """What a host has no place for is in the report of the graft."""
+    """Zero biases are in the report of the graft; others would be lost, and are refused."""
     report = graft(found(zoo(QWEN2)), found(zoo(LLAVA)), tmp_path / "host")
     assert set(report.absent) == {n for n in found(zoo(QWEN2)).tensors if n.endswith(".bias")}
     check_complete(open_checkpoint(str(tmp_path / "host")))
+    biased = found(retrained(zoo(QWEN2), tmp_path / "biased"))
+    with pytest.raises(PlanError, match=r"has no biases, but .* not zero: model.*\.bias"):
+        graft(biased, found(zoo(LLAVA)), tmp_path / "lost")
+    assert not (tmp_path / "lost").exists()
 
 
 # A plugin's class

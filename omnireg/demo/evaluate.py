@@ -71,7 +71,7 @@ class ImageReader:
     def __init__(self, folder: Path, config: Any) -> None:
         """Take the settings from a checkpoint folder and the model's configuration."""
         self.token = "<image>"
-        self._processor = AutoImageProcessor.from_pretrained(folder)
+        self._processor = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
         vision = config.vision_config
         self._tokens = (vision.image_size // vision.patch_size) ** 2
 

@@ -281,9 +281,12 @@ def measure(folder: Path, modality: str, limit: int | None = None) -> "Score":
     from omnireg.demo.evaluate import score
     from omnireg.demo.tasks import items
 
+    from omnireg.loading import quiet
+
     asked = items(modality, "test")  # type: ignore[arg-type]
     step = max(1, len(asked) // limit) if limit else 1
-    return score(folder, asked[::step])
+    with quiet():
+        return score(folder, asked[::step])
 
 
 def _story(folder: Path, cells: dict[tuple[str, str], Cell], lineage: str) -> Story:

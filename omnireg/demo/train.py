@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -24,7 +25,6 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -50,6 +50,8 @@ from omnireg.demo import evaluate, speech, tasks
 from omnireg.demo.tasks import Array, Item, Modality
 
 SEED = 20
+
+_LOG = logging.getLogger(__name__)
 
 MERGED_TOKENS = 620
 PADDING_ROWS = 2
@@ -112,9 +114,10 @@ def base_tokenizer() -> Any:
     learnt = json.loads(raw.to_str())["model"]
     vocab = dict(learnt["vocab"])
     vocab.update({token: len(vocab) + n for n, token in enumerate(BASE_SPECIALS)})
+    merges: Any = [tuple(pair) for pair in learnt["merges"]]
     return Qwen2Tokenizer(
         vocab=vocab,
-        merges=[tuple(pair) for pair in learnt["merges"]],
+        merges=merges,
         extra_special_tokens=list(BASE_SPECIALS[1:]),
         chat_template=CHAT_TEMPLATE,
         model_max_length=256,
@@ -318,27 +321,26 @@ def _read(
     return reader.read(media) if reader and media else ({}, [])
 
 
-def run_phase(model: PreTrainedModel, corpus: Corpus, phase: Phase, seed: int) -> None:
+def run_phase(model: Any, corpus: Corpus, phase: Phase, seed: int) -> None:
     """Train for one phase with AdamW, a short warm-up and a cosine decay."""
     trained = _trainable(model, phase)
     optimiser = torch.optim.AdamW(trained, lr=phase.rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _scale(step, phase))
     rng = np.random.default_rng(seed)
     model.train()
-    bar = tqdm(range(phase.steps), desc=phase.name, mininterval=5)
-    for step in bar:
+    for step in range(phase.steps):
         loss = model(**corpus.draw(rng, phase.batch), use_cache=False).loss
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         schedule.step()
-        if step % 50 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        if step % 100 == 99:
+            _LOG.info("%s: step %d of %d, loss %.3f", phase.name, step + 1, phase.steps, loss)
     model.eval()
 
 
-def _trainable(model: PreTrainedModel, phase: Phase) -> list[nn.Parameter]:
+def _trainable(model: Any, phase: Phase) -> list[nn.Parameter]:
     """Freeze what the phase freezes and return the rest."""
     chosen = []
     for name, parameter in model.named_parameters():
@@ -364,7 +366,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     text = model.config.get_text_config()
     text.eos_token_id, text.pad_token_id = ids["eos_token_id"], ids["pad_token_id"]
-    model.generation_config = GenerationConfig(do_sample=False, **ids)
+    model.generation_config = GenerationConfig(do_sample=False, **ids)  # type: ignore[no-untyped-call]
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -382,7 +384,7 @@ def save_reader(modality: Modality, folder: Path) -> None:
             "vision_feature_select_strategy": "default",
         }
     elif modality == "audio":
-        WhisperFeatureExtractor(
+        WhisperFeatureExtractor(  # type: ignore[no-untyped-call]
             feature_size=MELS,
             sampling_rate=speech.SAMPLE_RATE,
             hop_length=MEL_HOP,
@@ -471,6 +473,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=tasks.MODALITIES, help="train this one, given the base")
     parser.add_argument("--threads", type=int, default=1, help="changes the last bits (default: 1)")
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
     for modality in tasks.MODALITIES:
@@ -481,7 +484,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else:
                 train_host(modality, options.out / "base", folder)
             result = evaluate.score(folder, tasks.items(modality, "validation"))
-            tqdm.write(f"{modality}: {result.accuracy:.3f} {dict(result.by_skill)}")
+            _LOG.info("%s: %.3f of validation, %s", modality, result.accuracy, result.by_skill)
 
 
 if __name__ == "__main__":
