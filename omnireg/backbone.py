@@ -198,6 +198,7 @@ def graft(backbone: LanguageModel, host: LanguageModel, out: Path) -> Report:
         )
     mapped = list(host.tensors)
     read = ByteReader()
+    _check_nothing_lost(backbone, host, alignment, read)
     with appearing(out) as folder:
         copy_files(host.checkpoint.side_files, folder)
         index = host.checkpoint.folder / INDEX
@@ -213,8 +214,9 @@ def graft(backbone: LanguageModel, host: LanguageModel, out: Path) -> Report:
     return Report(len(mapped), len(host.carried), alignment.absent)
 
 
-def _check_nothing_lost(backbone: LanguageModel, host: LanguageModel, alignment: Alignment) -> None:
-    read = ByteReader()
+def _check_nothing_lost(
+    backbone: LanguageModel, host: LanguageModel, alignment: Alignment, read: ByteReader
+) -> None:
     lost = [n for n in alignment.absent if n != HEAD and any(read(backbone.tensors[n]))]
     if lost:
         raise PlanError(

@@ -280,7 +280,6 @@ def measure(folder: Path, modality: str, limit: int | None = None) -> "Score":
     """Score a checkpoint by greedy generation and exact match on a modality's test items."""
     from omnireg.demo.evaluate import score
     from omnireg.demo.tasks import items
-
     from omnireg.loading import quiet
 
     asked = items(modality, "test")  # type: ignore[arg-type]
