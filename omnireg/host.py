@@ -81,6 +81,15 @@ class Strategy:
         return method
 
 
+    def load_or_warn(self) -> "MergeMethod | None":
+        """Return the mergekit method, or say why it cannot be used and return None."""
+        try:
+            return self.load()
+        except PluginError as exc:
+            _log.warning("%s", exc)
+            return None
+
+
 @dataclass
 class Plugin:
     """One entry point: where it came from, what it registered, or why it is broken."""
@@ -202,8 +211,8 @@ class PluginHost:
 
         known = {method.spec.name for method in registered_methods()}
         for strategy in self.methods().values():
-            if strategy.name not in known:
-                register(strategy.load())
+            if strategy.name not in known and (method := strategy.load_or_warn()):
+                register(method)
 
     def broken(self) -> list[Plugin]:
         """Return the plugins that could not be loaded."""

@@ -121,6 +121,22 @@ def test_a_broken_plugin_is_listed_warned_about_once_and_harms_nobody(
     assert len([r for r in caplog.records if "omnireg-broken" in r.message]) == 1
 
 
+def test_a_strategy_that_cannot_be_imported_harms_nobody_else(
+    site: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lazily registered and broken: the others are installed and listed; asking for it fails."""
+    good(site, "omnireg-hollow", "hollow")
+    (site / "omnireg_hollow_impl.py").write_text("raise RuntimeError('hollow')")
+    host = PluginHost()
+    host.install()
+    assert "hollow" in caplog.text
+    names = [entry["name"] for entry in json.loads(run("strategies", "--json").out)]
+    assert "mmer" in names
+    assert "hollow" not in names
+    with pytest.raises(PluginError, match="of omnireg-hollow cannot be imported"):
+        host.strategies["hollow"].load()
+
+
 def test_a_name_clash_names_both_distributions(site: Path) -> None:
     """Two strangers with one name: an error that names both and how to choose."""
     good(site, "omnireg-one", "same")

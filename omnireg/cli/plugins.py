@@ -36,7 +36,8 @@ def strategies_command() -> None:
 @click.pass_obj
 def list_strategies(settings: Settings) -> None:
     """List every merge method that can be used: the plugins' and mergekit's own."""
-    found = [_described(s) for s in PluginHost().methods().values()]
+    methods = PluginHost().methods().values()
+    found = [_described(strategy) for strategy in methods if strategy.load_or_warn()]
     if settings.as_json:
         print_json(found)
         return
