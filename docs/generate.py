@@ -1,0 +1,199 @@
+"""Write the reference pages that follow from the code: ``python docs/generate.py [--check]``."""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from omnireg.cli import COMMANDS, cli
+from omnireg.cli.output import DefaultGroup, Settings, common_options
+from omnireg.cli.plugins import _described
+from omnireg.engine.tools import merge_options
+from omnireg.host import PluginHost
+
+DOCS = Path(__file__).parent
+_NOTE = "<!-- Written by docs/generate.py from the code. Do not edit. -->"
+_USUAL = {"help", "version"}
+
+
+def cli_page() -> str:
+    """Return the page of every command, its arguments and its options."""
+    common = _common()
+    root = click.Context(cli, info_name="omnireg")
+    parts = [
+        _NOTE,
+        "# Command line",
+        "Data goes to stdout; progress, hints, warnings and errors go to stderr. "
+        "Exit codes: 0 done, 1 it failed (one line `error: …`), 2 wrong usage, 130 interrupted.",
+        "## Options of every command",
+        "They may stand right after `omnireg` or at the end of the line.",
+        _options(common),
+    ]
+    for name in COMMANDS:
+        command = cli.get_command(root, name)
+        assert command is not None
+        parts += _sections(command, root, 2, {option.name for option in common})
+    return "\n\n".join(parts) + "\n"
+
+
+def strategies_page() -> str:
+    """Return the page of omnireg's own strategies and their parameters."""
+    parts = [
+        _NOTE,
+        "# Strategies",
+        "The merge methods that come with omnireg. mergekit's own methods can be used too: type"
+        " `omnireg strategies` for all of them. What each one computes is in"
+        " [Methods](../explanation/methods.md).",
+        "Scopes: `shared` is one value for the whole merge and stands in the top-level"
+        " `parameters:`. `input` and `non_base` may also stand under one model; `non_base` leaves"
+        " the base out. A value may be a number, a list (a gradient over the layers), or a list of"
+        " `{filter, value}`, as in mergekit.",
+    ]
+    strategies = PluginHost().methods().values()
+    for strategy in strategies:
+        if strategy.origin.distribution == "omnireg":
+            parts += _strategy(_described(strategy), strategy.load())
+    return "\n\n".join(parts) + "\n"
+
+
+#: path below docs/ → what stands in it
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/cli.md": cli_page,
+    "reference/strategies.md": strategies_page,
+}
+
+
+def stale() -> list[str]:
+    """Return the generated pages that differ from what the code says now."""
+    return [
+        name
+        for name, page in PAGES.items()
+        if not (DOCS / name).is_file() or (DOCS / name).read_text(encoding="utf-8") != page()
+    ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the pages, or with ``--check`` return 1 if any of them is stale."""
+    if list(arguments) == ["--check"]:
+        found = stale()
+        if found:
+            click.echo(f"stale: {', '.join(found)}; run: python docs/generate.py", err=True)
+        return int(bool(found))
+    if arguments:
+        click.echo("usage: python docs/generate.py [--check]", err=True)
+        return 2
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page(), encoding="utf-8")
+    return 0
+
+
+def _common() -> list[click.Option]:
+    decorated: Any = common_options(lambda: None)
+    return list(reversed(decorated.__click_params__))
+
+
+def _sections(
+    command: click.Command, parent: click.Context, level: int, common: set[str | None]
+) -> Iterator[str]:
+    context = click.Context(command, info_name=command.name, parent=parent, obj=Settings())
+    yield f"{'#' * level} {context.command_path}"
+    yield "```text\n" + "\n".join(_usage(command, context)) + "\n```"
+    yield _prose(command.help or "")
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    own = [p for p in options if p.name not in common and p.name not in _USUAL]
+    yield from _option_tables(command, own)
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            if not child.hidden:
+                yield from _sections(child, context, level + 1, common)
+
+
+def _usage(command: click.Command, context: click.Context) -> Iterator[str]:
+    """Yield how to type a command; of a group also what it does without a subcommand's name."""
+    if isinstance(command, DefaultGroup):
+        usual = command.commands[command.default]
+        yield " ".join([context.command_path, *usual.collect_usage_pieces(context)])
+    yield " ".join([context.command_path, *command.collect_usage_pieces(context)])
+
+
+def _option_tables(command: click.Command, own: list[click.Option]) -> Iterator[str]:
+    foreign = {option.name for option in merge_options()} if command.name == "merge" else set()
+    ours = [option for option in own if option.name not in foreign]
+    if ours:
+        yield _options(ours)
+    if foreign:
+        yield "mergekit's own merge options, by mergekit's names and in mergekit's words:"
+        yield _options([option for option in own if option.name in foreign])
+
+
+def _options(options: Iterable[click.Option]) -> str:
+    return _table(("option", "meaning"), ((_flags(o), _meaning(o)) for o in options))
+
+
+def _flags(option: click.Option) -> str:
+    flags = ", ".join([*option.opts, *option.secondary_opts])
+    if option.is_flag or option.count:
+        return f"`{flags}`"
+    kind = option.type
+    if option.metavar:
+        value = option.metavar
+    elif isinstance(kind, click.Choice):
+        value = "|".join(str(choice) for choice in kind.choices)
+    else:
+        value = kind.name.upper().replace(" RANGE", "")
+    return f"`{flags} {value}`"
+
+
+def _meaning(option: click.Option) -> str:
+    extra = []
+    # like click, which shows only the defaults it is asked to
+    if option.show_default and isinstance(option.default, str | int) and not option.is_flag:
+        extra.append(f"default: {option.default}")
+    if option.multiple:
+        extra.append("may be repeated")
+    note = f" [{'; '.join(extra)}]" if extra else ""
+    return _one_line(option.help or "") + note
+
+
+def _strategy(described: dict[str, Any], method: Any) -> list[str]:
+    names = ("name", "scope", "type", "default", "description")
+    rows = ([_cell(p, name) for name in names] for p in described["parameters"])
+    return [
+        f"## {described['name']}",
+        f"{described['pretty_name']}. Reference: <{described['reference']}>.",
+        _prose(inspect.getdoc(type(method)) or ""),
+        _table(names, rows),
+    ]
+
+
+def _cell(parameter: dict[str, Any], key: str) -> str:
+    value = parameter[key]
+    if key == "default":
+        if parameter["required"]:
+            return "required"
+        value = str(value).lower() if isinstance(value, bool) else value
+        return "" if value is None else f"`{value}`"
+    return f"`{value}`" if key in ("name", "type") else str(value or "")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def _prose(text: str) -> str:
+    return re.sub(r"``([^`]*)``", r"`\1`", inspect.cleandoc(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(_prose(text).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
