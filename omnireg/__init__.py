@@ -7,7 +7,7 @@ from omnireg.hookspecs import HostLayout, Sense, hookimpl
 
 if TYPE_CHECKING:
     from omnireg.engine import merge
-    from omnireg.plan import plan
+    from omnireg.planning import plan
     from omnireg.recipe import Recipe
     from omnireg.registry import Registry
 
@@ -18,7 +18,7 @@ _LAZY = {
     "Recipe": "omnireg.recipe",
     "Registry": "omnireg.registry",
     "merge": "omnireg.engine",
-    "plan": "omnireg.plan",
+    "plan": "omnireg.planning",
 }
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "align",
     "as_bytes",
     "as_tensor",
+    "check_nothing_lost",
     "extract",
     "find_language_model",
     "graft",
@@ -161,7 +162,7 @@ def extract(
     with appearing(out) as folder:
         signatures = {n: reader.signature(n) for n in names}
         write_shards(folder, signatures, reader, max_bytes=max_bytes)
-        copy_files(reference.checkpoint.side_files, folder)
+        copy_files(reference.checkpoint.text_files, folder)
         if base is None or (base.tied and HEAD in names):
             write_text_config(
                 reference.checkpoint,
@@ -198,7 +199,7 @@ def graft(backbone: LanguageModel, host: LanguageModel, out: Path) -> Report:
         )
     mapped = list(host.tensors)
     read = ByteReader()
-    _check_nothing_lost(backbone, host, alignment, read)
+    check_nothing_lost(backbone, alignment, read)
     with appearing(out) as folder:
         copy_files(host.checkpoint.side_files, folder)
         index = host.checkpoint.folder / INDEX
@@ -214,9 +215,13 @@ def graft(backbone: LanguageModel, host: LanguageModel, out: Path) -> Report:
     return Report(len(mapped), len(host.carried), alignment.absent)
 
 
-def _check_nothing_lost(
-    backbone: LanguageModel, host: LanguageModel, alignment: Alignment, read: ByteReader
-) -> None:
+def check_nothing_lost(backbone: LanguageModel, alignment: Alignment, read: ByteReader) -> None:
+    """Refuse a backbone with biases for a host that has no place for them, unless they are zero.
+
+    Raises:
+        PlanError: names the biases.
+    """
+    host = alignment.model
     lost = [n for n in alignment.absent if n != HEAD and any(read(backbone.tensors[n]))]
     if lost:
         raise PlanError(

@@ -102,6 +102,11 @@ class Checkpoint:
             if path.is_file() and path.name not in (INDEX, "omnireg.json")
         )
 
+    @property
+    def text_files(self) -> list[Path]:
+        """The side files that a text model has a use for: no processor of images or sounds."""
+        return [f for f in self.side_files if not f.name.endswith(("processor_config.json", ".pt"))]
+
     @cached_property
     def vocabulary(self) -> "Vocabulary | None":
         """The tokenizer's tokens by id, or None where the folder has no tokenizer."""

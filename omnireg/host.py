@@ -80,7 +80,6 @@ class Strategy:
             )
         return method
 
-
     def load_or_warn(self) -> "MergeMethod | None":
         """Return the mergekit method, or say why it cannot be used and return None."""
         try:
@@ -138,7 +137,7 @@ class PluginHost:
         except OSError as exc:
             raise PluginError(f"cannot read plugin {path}: {exc.strerror}") from exc
         origin = Origin(path.name, f"sha256:{digest}", str(path))
-        plugin = self._load(origin, lambda: _module_from(path, digest))
+        plugin = self._load(origin, lambda: _module_from(path, digest), warn=False)
         if plugin.status is Status.BROKEN:
             raise PluginError(f"plugin {path} is broken: {plugin.error}")
 
@@ -218,7 +217,7 @@ class PluginHost:
         """Return the plugins that could not be loaded."""
         return [plugin for plugin in self.plugins if plugin.status is Status.BROKEN]
 
-    def _load(self, origin: Origin, load: Callable[[], Any]) -> Plugin:
+    def _load(self, origin: Origin, load: Callable[[], Any], *, warn: bool = True) -> Plugin:
         plugin = Plugin(origin)
         self.plugins.append(plugin)
         try:
@@ -234,7 +233,8 @@ class PluginHost:
             plugin.status, plugin.error = Status.BROKEN, _reason(exc)
             plugin.strategies.clear()
             plugin.layouts.clear()
-            _log.warning("plugin %s is broken: %s", origin.distribution, plugin.error)
+            if warn:
+                _log.warning("plugin %s is broken: %s", origin.distribution, plugin.error)
         return plugin
 
     def _check_hooks(self, hooks: Iterable[str]) -> None:

@@ -191,7 +191,8 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     try:
         data = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as exc:
-        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(exc).split())}") from exc
+        said = " ".join(str(exc).replace(' in "<unicode string>"', "").split())
+        raise ConfigError(f"{where} is not valid YAML: {said}") from exc
     if not isinstance(data, dict):
         raise ConfigError(f"{where} is not a recipe: expected keys such as merge_method and models")
     try:

@@ -15,7 +15,7 @@ from omnireg.checkpoint import open_checkpoint
 from omnireg.demo import evaluate, story, tasks
 from omnireg.host import PluginHost
 from omnireg.loading import quiet
-from omnireg.plan import open_model
+from omnireg.planning import open_model
 from tests_support import Run
 
 MODALITIES = ("base", "image", "audio", "video")

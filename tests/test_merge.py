@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import omnireg
 import zoo
 from omnireg.checkpoint import Checkpoint
+from omnireg.errors import ConfigError, PlanError
 from omnireg.recipe import parse_recipe
 from omnireg.registry import Registry
 from tests_support import Run
@@ -199,6 +200,52 @@ def test_the_same_recipe_writes_the_same_bytes(here: Path) -> None:
     assert parse_recipe(text).digest != parse_recipe(text + "dtype: float32\n").digest
 
 
+def test_a_random_method_depends_on_the_seed_alone(here: Path) -> None:
+    """``dare_ties`` twice is the same bytes, in another order too; another seed is others."""
+    extra = "parameters: {weight: 1, density: 0.5}\n"
+    text = recipe("dare_ties", "image", "audio", extra=extra)
+    torch.manual_seed(5)
+    one = omnireg.merge(text, here / "one", record=False)
+    torch.manual_seed(6)
+    two = omnireg.merge(text, here / "two", record=False)
+    three = omnireg.merge(text, here / "three", seed=1, record=False)
+    assert one.fingerprint == two.fingerprint
+    assert one.fingerprint != three.fingerprint
+
+
+def test_a_dtype_of_its_own_is_written_and_declared(here: Path) -> None:
+    """``out_dtype`` of a backbone: every tensor and the config say bfloat16."""
+    omnireg.merge(recipe("average", "image", "audio", extra="out_dtype: bfloat16\n"), here / "out")
+    assert {t.dtype for t in zoo.read_weights(here / "out").values()} == {torch.bfloat16}
+    assert "bfloat16" in (here / "out" / "config.json").read_text()
+    with pytest.raises(ConfigError, match="is float32 and carries the result; drop out_dtype"):
+        omnireg.merge(
+            recipe(
+                "average", "image", extra="out_dtype: bfloat16\nomnireg: {host: family/image}\n"
+            ),
+            here / "no",
+        )
+
+
+def test_a_host_that_has_no_place_for_the_result_is_refused_before_the_work(here: Path) -> None:
+    """A host without biases, and one that ties its head, beside a base that has both."""
+    extra = "omnireg: {host: family/unbiased}\n"
+    stages: list[str] = []
+
+    def seen(stage: str, done: int, total: int) -> None:
+        stages.append(stage)
+
+    with pytest.raises(PlanError, match="has no biases"):
+        omnireg.merge(
+            recipe("average", "unbiased", "audio", extra=extra), here / "out", progress=seen
+        )
+    zoo.house(zoo.SPECIES["InternVLForConditionalGeneration"], "tied", here / "tied")
+    extra = "omnireg: {host: tied}\n"
+    with pytest.raises(PlanError, match=r"tied ties its head to its embedding, but family/base"):
+        omnireg.merge(recipe("average", "audio", "video", extra=extra), here / "out", progress=seen)
+    assert stages == []
+
+
 def test_small_shards_get_an_index_that_loads(here: Path) -> None:
     """Mergekit's option ``--out-shard-size`` keeps its name; it counts bytes."""
     omnireg.merge(
@@ -227,7 +274,7 @@ def test_everything_about_a_merge_is_recorded(here: Path, run: Run) -> None:
     assert {(p.name, str(p.role), p.weight) for p in record.parents} == {
         ("image", "model", 1.0),
         ("audio", "model", 1.0),
-        ("base", "base", 1.0),
+        ("base", "base", None),
         ("image", "host", None),
     }  # fmt: skip
     assert record.modalities == ("image",)
@@ -262,6 +309,17 @@ def test_lineage_and_lists_answer_from_the_command_line(here: Path, run: Run) ->
     assert [r["name"] for r in json.loads(run("list", "--kind", "merged", "--json").out)] == ["out"]
     children = json.loads(run("list", "--parent", "image", "--json").out)
     assert [r["name"] for r in children] == ["out"]
+
+
+def test_common_options_stand_anywhere(here: Path, run: Run) -> None:
+    """Before the command, after a group, after a subcommand."""
+    run("add", here / "family/base")
+    for words in (
+        ("--json", "db", "check"), ("db", "--json", "check"), ("db", "check", "--json"),
+        ("--registry", here / "registry.db", "--json", "db", "check"),
+        ("db", "check", "--json", "--registry", here / "registry.db"),
+    ):  # fmt: skip
+        assert json.loads(run(*words).out)["ok"] is True
 
 
 def test_scores_are_added_and_shown(here: Path, run: Run) -> None:
@@ -415,5 +473,7 @@ def test_python_api_is_lazy_and_complete() -> None:
         "assert all(getattr(omnireg, name) for name in omnireg.__all__)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+    assert callable(omnireg.plan)
+    assert omnireg.plan is omnireg.plan
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = omnireg.nothing

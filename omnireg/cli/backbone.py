@@ -8,6 +8,7 @@ from omnireg.cli.output import Settings, common_options, hint, print_json
 
 
 @click.group("backbone")
+@common_options
 def backbone_command() -> None:
     """Take the language model out of a host, or put one back in."""
 
@@ -22,7 +23,7 @@ def extract_command(settings: Settings, host: str, out: Path, base: str | None) 
     """Write the language model of HOST as the text checkpoint OUT."""
     from omnireg.backbone import extract
     from omnireg.host import PluginHost
-    from omnireg.plan import open_model
+    from omnireg.planning import open_model
 
     plugins = PluginHost()
     reference = open_model(base, plugins) if base else None
@@ -40,7 +41,7 @@ def graft_command(settings: Settings, backbone: str, host: str, out: Path) -> No
     """Write HOST with its language model replaced by BACKBONE as the checkpoint OUT."""
     from omnireg.backbone import graft
     from omnireg.host import PluginHost
-    from omnireg.plan import open_model
+    from omnireg.planning import open_model
 
     plugins = PluginHost()
     report = graft(open_model(backbone, plugins), open_model(host, plugins), out)

@@ -14,8 +14,13 @@ KINDS = ("base", "finetuned", "merged", "package")
 
 @click.command("add")
 @click.argument("ref")
-@click.option("--name", help="Name in the registry [default: the folder's name or the Hub id].")
-@click.option("--kind", type=click.Choice(KINDS), help="[default: told from the checkpoint]")
+@click.option(
+    "--name",
+    help="Name in the registry [default: what its bytes are known as, the folder's name, the id].",
+)
+@click.option(
+    "--kind", type=click.Choice(KINDS), help="What it is [default: told from the checkpoint]."
+)
 @click.option(
     "--parent",
     "parents",
@@ -23,7 +28,9 @@ KINDS = ("base", "finetuned", "merged", "package")
     metavar="REF[=ROLE]",
     help="A parent; ROLE is base, model, host, package or finetuned_from.",
 )
-@click.option("--modality", "modalities", multiple=True, help="[default: those of the class]")
+@click.option(
+    "--modality", "modalities", multiple=True, help="What it takes in [default: that of its class]."
+)
 @common_options
 @click.pass_obj
 def add_command(
@@ -36,7 +43,7 @@ def add_command(
 ) -> None:
     """Record the checkpoint REF: a folder, or a Hub id org/name[@revision].
 
-    Of a Hub checkpoint only the config is downloaded; its fingerprint comes from the Hub.
+    Of a Hub checkpoint no weights are downloaded: its fingerprint comes from the Hub.
     """
     from omnireg.engine.recording import add
 
@@ -50,11 +57,13 @@ def add_command(
 
 
 @click.command("list")
-@click.option("--kind", type=click.Choice(KINDS))
-@click.option("--modality")
-@click.option("--strategy")
+@click.option("--kind", type=click.Choice(KINDS), help="Only this kind.")
+@click.option("--modality", help="Only those that take this in.")
+@click.option("--strategy", help="Only those merged with this.")
 @click.option("--parent", metavar="NAME", help="Only children of this checkpoint.")
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most."
+)
 @common_options
 @click.pass_obj
 def list_command(
@@ -73,7 +82,7 @@ def list_command(
     if settings.as_json:
         print_json([record.to_json() for record in found])
         return
-    columns = ("name", "kind", "modalities", "strategy", "fingerprint", "created")
+    columns = ("name", "kind", "modalities", "strategy", "fingerprint", "created (UTC)")
     print_table(columns, [_row(record) for record in found])
 
 
@@ -120,7 +129,12 @@ def _print_record(record: "Checkpoint", run: "Run | None") -> None:
 
 @click.command("lineage")
 @click.argument("name")
-@click.option("--direction", type=click.Choice(["up", "down", "both"]), default="both")
+@click.option(
+    "--direction",
+    type=click.Choice(["up", "down", "both"]),
+    default="both",
+    help="Ancestors, descendants or both.",
+)
 @click.option("--depth", type=click.IntRange(min=0), help="Generations [default: all].")
 @click.option(
     "--format",
@@ -128,6 +142,7 @@ def _print_record(record: "Checkpoint", run: "Run | None") -> None:
     type=click.Choice(["tree", "mermaid", "dot", "json"]),
     default="tree",
     show_default=True,
+    help="How to draw it.",
 )
 @common_options
 @click.pass_obj

@@ -7,6 +7,7 @@ from omnireg.errors import RegistryError
 
 
 @click.group("db")
+@common_options
 def db_command() -> None:
     """Look after the registry's database."""
 

@@ -32,6 +32,8 @@ def demo_command(settings: Settings, folder: Path, items: int | None) -> None:
     """
     from omnireg.demo.story import tell
 
+    if settings.registry:
+        hint(f"the demo records in its own registry, {folder}/registry.db")
     with progress_bar(settings.quiet) as progress:
         story = tell(folder, items=items, tick=progress)
     if settings.as_json:

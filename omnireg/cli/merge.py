@@ -20,7 +20,9 @@ from omnireg.engine.tools import merge_options
     show_default=True,
     help="Which engine runs the merge.",
 )
-@click.option("--seed", type=int, help="Seed for methods with randomness.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed for methods with randomness."
+)
 @click.option("--no-record", is_flag=True, help="Leave the registry alone.")
 @click.option(
     "--plugin",
@@ -39,7 +41,7 @@ def merge_command(
     out: Path,
     name: str | None,
     engine: str,
-    seed: int | None,
+    seed: int,
     no_record: bool,
     plugin_file: Path | None,
     allow_nonfinite: bool,

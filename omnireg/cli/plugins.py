@@ -27,6 +27,7 @@ def plugins_command(settings: Settings) -> None:
 
 
 @click.group("strategies", cls=DefaultGroup)
+@common_options
 def strategies_command() -> None:
     """List every merge method that can be used, or show one."""
 
@@ -107,4 +108,4 @@ def _type_name(kind: Any) -> str:
 def _brief(value: Any) -> Any:
     if isinstance(value, list):
         return ", ".join(item["name"] for item in value)
-    return {True: "yes", False: ""}.get(value, value) if isinstance(value, bool) else value
+    return str(value).lower() if isinstance(value, bool) else value

@@ -13,6 +13,7 @@ from omnireg.cli.output import (
 
 
 @click.group("scores", cls=DefaultGroup)
+@common_options
 def scores_command() -> None:
     """Show or add the scores of a checkpoint: ``scores NAME`` or ``scores add``."""
 

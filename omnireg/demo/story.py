@@ -195,7 +195,7 @@ def _merge_everything(book: Registry, folder: Path, tick: Tick) -> list[str]:
 def _language_models(book: Registry, plugins: "PluginHost") -> None:
     """Two comparisons that need no merge: the base in every host, and every host's own words."""
     from omnireg.backbone import extract, graft
-    from omnireg.plan import open_model
+    from omnireg.planning import open_model
 
     base = open_model("family/base", plugins)
     for sense in SENSES:

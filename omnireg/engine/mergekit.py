@@ -23,15 +23,17 @@ from omnireg.backbone import (
     TORCH_DTYPES,
     VOCABULARY,
     BackboneReader,
+    align,
     as_bytes,
     as_tensor,
+    check_nothing_lost,
     extract,
     graft,
 )
 from omnireg.checkpoint import Checkpoint
-from omnireg.errors import CheckpointError, MergeError, OmniregError
+from omnireg.errors import CheckpointError, MergeError, OmniregError, PlanError
 from omnireg.host import PluginHost
-from omnireg.plan import Input, Plan, Shape, names_a_model, same_place
+from omnireg.planning import Input, Plan, Shape, names_a_model, same_place
 from omnireg.shards import SHARD_BYTES, ByteReader, TensorHeader, write_shards
 
 Progress = Callable[[str, int, int], None]
@@ -45,6 +47,7 @@ def merge_with_mergekit(
     scratch: Path,
     *,
     host: PluginHost,
+    seed: int,
     options: Mapping[str, Any],
     allow_nonfinite: bool,
     progress: Progress,
@@ -57,9 +60,14 @@ def merge_with_mergekit(
         MergeError: mergekit failed, or wrote anything else than the plan.
     """
     host.install()
+    if options.get("num_threads"):
+        torch.set_num_threads(int(options["num_threads"]))
     if plan.planned_by_mergekit:
-        _run_whole(plan, folder, options)
+        for item in plan.inputs if not allow_nonfinite else ():
+            _check_carried(item.model.checkpoint, tuple(item.model.checkpoint.tensors))
+        _run_whole(plan, folder, {**options, "random_seed": seed})
         return
+    _check_fits_host(plan)
     staged = {}
     for number, item in enumerate(plan.inputs):
         progress("reading", number, len(plan.inputs))
@@ -67,7 +75,7 @@ def merge_with_mergekit(
     if plan.shape is Shape.HOST and plan.host and not allow_nonfinite:
         _check_carried(plan.host.checkpoint, plan.host.carried)
     merged = scratch / "merged"
-    _run_planner(plan, staged, merged, options, progress)
+    _run_planner(plan, staged, merged, seed, options, progress)
     result = Checkpoint("the merged backbone", merged)
     _check_written(plan, result)
     progress("writing", 0, 1)
@@ -75,6 +83,20 @@ def merge_with_mergekit(
     _finish(plan, result, finished, _shard_bytes(options))
     for file in finished.iterdir():
         file.rename(folder / file.name)
+
+
+def _check_fits_host(plan: Plan) -> None:
+    """Find out before the work, not after it, that the host has no place for the result."""
+    if plan.host is None:
+        return
+    models = [plan.reference, *(item.model for item in plan.inputs)]
+    odd = next((m.checkpoint.ref for m in models if not m.tied_in_effect), None)
+    if plan.host.tied and odd:
+        raise PlanError(
+            f"{plan.host.checkpoint.ref} ties its head to its embedding, but {odd} does not; carry"
+            " a host with a head of its own, or set omnireg.output: backbone"
+        )
+    check_nothing_lost(plan.reference, align(plan.host, plan.reference), ByteReader())
 
 
 def _finish(plan: Plan, result: Checkpoint, out: Path, max_bytes: int) -> None:
@@ -222,14 +244,16 @@ def _run_planner(
     plan: Plan,
     staged: Mapping[str, Path],
     out: Path,
+    seed: int,
     options: Mapping[str, Any],
     progress: Progress,
 ) -> None:
     from mergekit.config import MergeConfiguration
     from mergekit.graph import Executor
     from mergekit.io.tasks import LoaderCache
-    from mergekit.plan import MergePlanner
     from transformers import AutoConfig
+
+    from omnireg.engine.seeded import SeededPlanner
 
     settings = _options(options, out_shard_size=_shard_bytes(options))
     places = {ref: str(path) for ref, path in staged.items()}
@@ -237,7 +261,8 @@ def _run_planner(
         config = MergeConfiguration.model_validate(_configuration(plan, places))
         LoaderCache().setup(options=settings)
         try:
-            targets = MergePlanner(
+            targets = SeededPlanner(
+                seed,
                 config,
                 _architecture(plan),
                 options=settings,
@@ -378,7 +403,7 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], **found}
 
 
-def describe(plan: Plan, seed: int | None) -> str:
+def describe(plan: Plan, seed: int) -> str:
     """Return ``omnireg.json``: what a folder was made of, readable without a registry."""
     origin = plan.strategy.origin
     data = {

@@ -14,7 +14,7 @@ from omnireg.engine.mergekit import describe, merge_with_mergekit
 from omnireg.errors import ConfigError
 from omnireg.host import PluginHost
 from omnireg.outputs import appearing, check_free, scratch_folder
-from omnireg.plan import plan
+from omnireg.planning import plan
 from omnireg.recipe import Recipe, parse_recipe, read_recipe
 from omnireg.registry import Registry
 
@@ -52,7 +52,7 @@ def merge(
     *,
     name: str | None = None,
     engine: str = "auto",
-    seed: int | None = None,
+    seed: int = 0,
     registry: Registry | None = None,
     record: bool = True,
     host: PluginHost | None = None,
@@ -67,7 +67,7 @@ def merge(
         out: folder to create; it appears by rename when everything is in it.
         name: name in the registry; the recipe's, else the folder's.
         engine: ``auto`` or ``mergekit``.
-        seed: for methods with randomness.
+        seed: for methods with randomness; each tensor's depends on it and its name alone.
         registry: where to record; the default registry when None.
         record: False leaves no trace in the registry.
         host: plugins to use; all installed ones when None.
@@ -98,7 +98,8 @@ def merge(
                 folder,
                 scratch,
                 host=host,
-                options={**(options or {}), "random_seed": seed},
+                seed=seed,
+                options=options or {},
                 allow_nonfinite=allow_nonfinite,
                 progress=progress,
             )

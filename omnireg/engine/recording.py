@@ -9,7 +9,7 @@ from omnireg.checkpoint import Checkpoint, open_checkpoint
 from omnireg.engine.mergekit import versions
 from omnireg.errors import CheckpointError, OmniregError, RegistryError
 from omnireg.host import PluginHost
-from omnireg.plan import Plan
+from omnireg.planning import Plan
 from omnireg.registry import Checkpoint as Record
 from omnireg.registry import Kind, Parent, Registry, Role
 
@@ -134,7 +134,7 @@ def _source(checkpoint: Checkpoint) -> str:
     return checkpoint.ref if is_hub_id(checkpoint) else str(checkpoint.folder)
 
 
-def start(book: Registry, name: str, out: Path, plan: Plan, text: str, seed: int | None) -> int:
+def start(book: Registry, name: str, out: Path, plan: Plan, text: str, seed: int) -> int:
     """Record that a merge begins, before it does."""
     origin = plan.strategy.origin
     return book.start_run(

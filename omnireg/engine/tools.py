@@ -26,7 +26,11 @@ def merge_options() -> list[click.Parameter]:
     from mergekit.options import add_merge_options
 
     decorated: Any = add_merge_options(lambda: None)
-    return [option for option in decorated.__click_params__ if option.name not in _OURS]
+    options = [option for option in decorated.__click_params__ if option.name not in _OURS]
+    for option in options:
+        if option.name == "out_shard_size":
+            option.help = "Bytes per output shard, such as 60M  [default: 5B]"
+    return options
 
 
 @dataclass(frozen=True)

@@ -203,4 +203,4 @@ def _implied(session: Session, said: Parent) -> CheckpointRow:
 
 def _free_name(session: Session, said: Parent) -> str:
     taken = named(session, said.name)
-    return f"{said.name}@{said.fingerprint[:12]}" if taken and said.fingerprint else said.name
+    return f"{said.name}#{said.fingerprint[:8]}" if taken and said.fingerprint else said.name

@@ -27,7 +27,7 @@ from omnireg.strategies.task_vectors import (
 
 
 def softmax(shifts: Sequence[float], temperature: float) -> list[float]:
-    """Weigh models by their shift, αᵢ ∝ exp(Δᵢ / T), in float64 (Eq. 4)."""
+    """Weigh models by their shift, αᵢ ∝ exp(Δᵢ / T), in float64 (between Eq. 3 and 4)."""
     top = max(shifts)
     raised = [math.exp((shift - top) / temperature) for shift in shifts]
     return [value / math.fsum(raised) for value in raised]

@@ -141,7 +141,7 @@ def test_a_parents_name_with_other_bytes_does_not_lose_the_result(family: Regist
         fingerprint=E,
         parents=[Parent("vision", "model", fingerprint="9" * 64)],
     )
-    assert [parent.name for parent in made.parents] == ["vision@999999999999"]
+    assert [parent.name for parent in made.parents] == ["vision#99999999"]
 
 
 def test_a_result_may_equal_its_parent(family: Registry) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import ValidationError
 
 from omnireg.backbone import (
+    EMBEDDING,
     HEAD,
     Alignment,
     BackboneReader,
@@ -109,9 +110,11 @@ class Plan:
         """The weight of one input, where the method has such a parameter and it is one number."""
         spec = self.strategy.load().spec
         declared = next((p for p in spec.parameters if p.name == "weight"), None)
-        if declared is None or (item.role == "base" and declared.scope == "non_base"):
+        if declared is None:
             return None
         entry = next((e for e in self.recipe.models or () if e.model == item.ref), None)
+        if item.role == "base" and not (entry and "weight" in (entry.parameters or {})):
+            return None  # a base that only stands by has no weight of its own
         default = None if declared.required else declared.default
         blocks = ((entry and entry.parameters) or {}, self.recipe.parameters or {})
         weight = next((block["weight"] for block in blocks if "weight" in block), default)
@@ -179,6 +182,8 @@ def _shaped(
     classes = {i.model.checkpoint.architecture for i in inputs}
     if wanted is Output.PACKAGE:
         raise ConfigError("omnireg.output: package is not supported yet; use host or backbone")
+    if recipe.omnireg.modalities or recipe.omnireg.base != "embed":
+        raise ConfigError("omnireg.modalities and omnireg.base are for output: package; drop them")
     if wanted is Output.BACKBONE and carrier:
         raise ConfigError("omnireg.host is given but omnireg.output is backbone; drop one of them")
     if wanted is Output.HOST or carrier:
@@ -186,9 +191,11 @@ def _shaped(
             listed = ", ".join(i.ref for i in hosts) or "none of the inputs is one"
             raise ConfigError(f"omnireg.output: host needs omnireg.host; choose a host: {listed}")
         chosen = _host_of(carrier or hosts[0].ref, inputs, reference, host)
+        _check_host_dtype(recipe, chosen)
         return Plan(recipe, strategy, inputs, reference, Shape.HOST, chosen)
     if wanted is None and len(classes) == 1 and hosts:
         _check_same_parts(inputs)
+        _check_host_dtype(recipe, reference)
         return Plan(recipe, strategy, inputs, reference, Shape.WHOLE, reference)
     return Plan(recipe, strategy, inputs, reference, Shape.BACKBONE, None)
 
@@ -203,6 +210,19 @@ def _host_of(
         raise ConfigError(f"omnireg.host: {ref} is a text model; name one that has encoders")
     align(model, reference)
     return model
+
+
+def _check_host_dtype(recipe: Recipe, model: LanguageModel) -> None:
+    """A host's shards are copied with their headers, so its dtype cannot change on the way."""
+    has = model.header(EMBEDDING).dtype
+    for key in ("dtype", "out_dtype"):
+        asked = getattr(recipe, key)
+        if asked and _DTYPES[asked] != has:
+            name = next((n for n, code in _DTYPES.items() if code == has), has)
+            raise ConfigError(
+                f"{key}: {asked}, but {model.checkpoint.ref} is {name} and carries the result; drop"
+                f" {key}, or save that checkpoint in {asked} first"
+            )
 
 
 def _check_same_parts(inputs: tuple[Input, ...]) -> None:
