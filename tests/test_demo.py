@@ -92,9 +92,9 @@ def test_mmer_keeps_most_and_the_base_in_a_host_least(told: story.Story) -> None
 
 def test_extending_a_modality_cost_language(told: story.Story) -> None:
     """On the base's tasks every host's own language model is far behind the base."""
-    assert told.base.value > 0.9
+    assert told.base.value > 0.85
     for cell in told.hosts_on_base_tasks.values():
-        assert cell.value < told.base.value - 0.2
+        assert cell.value < told.base.value - 0.15
 
 
 def test_every_figure_is_counted_and_recorded(told: story.Story) -> None:

@@ -8,7 +8,9 @@ recorded in a registry of the demo's own.
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from omnireg.registry import Drawing, Kind, Parent, Registry, Role, render
 
 if TYPE_CHECKING:
     from omnireg.demo.evaluate import Score
+    from omnireg.demo.tasks import Item
     from omnireg.host import PluginHost
 
 FAMILY = Path(__file__).parent / "family"
@@ -174,8 +177,6 @@ def _wanted() -> Iterator[tuple[str, str, str | None]]:
 
 
 def _merge_everything(book: Registry, folder: Path, tick: Tick) -> list[str]:
-    from contextlib import chdir
-
     from omnireg.engine import merge
     from omnireg.host import PluginHost
 
@@ -279,13 +280,32 @@ class _Scores:
 def measure(folder: Path, modality: str, limit: int | None = None) -> "Score":
     """Score a checkpoint by greedy generation and exact match on a modality's test items."""
     from omnireg.demo.evaluate import score
-    from omnireg.demo.tasks import items
     from omnireg.loading import quiet
 
-    asked = items(modality, "test")  # type: ignore[arg-type]
+    asked = _questions(modality)
     step = max(1, len(asked) // limit) if limit else 1
-    with quiet():
+    with quiet(), _one_thread():
         return score(folder, asked[::step])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices this small are multiplied several times faster without handing them around."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@cache
+def _questions(modality: str) -> "tuple[Item, ...]":
+    from omnireg.demo.tasks import items
+
+    return items(modality, "test")  # type: ignore[arg-type]
 
 
 def _story(folder: Path, cells: dict[tuple[str, str], Cell], lineage: str) -> Story:

@@ -36,6 +36,7 @@ SHARED_SKILLS = frozenset({"digit", "larger", "add"})
 
 FRAMES = 3
 CANVAS = 16
+_STRIDE = (CANVAS - 8) // 2 // (FRAMES - 1)
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _PER_SKILL: dict[Split, int] = {"train": 5000, "validation": 70, "test": 220}
@@ -51,7 +52,7 @@ _TEXT_TRAINING = {
     "fact": 8000,
 }
 _SPEAKERS: dict[Split, int] = {"train": 240, "validation": 25, "test": 50}
-# Digits up to each bound, in file order: the file is grouped by writer.
+# Ranges in file order, which tends to keep the digits of one writer together.
 _DIGIT_BOUNDS: dict[Split, tuple[int, int]] = {
     "train": (0, 1250),
     "validation": (1250, 1397),
@@ -150,8 +151,8 @@ class Item:
     media: tuple[Array, ...] = field(default=(), compare=False, repr=False)
 
 
-@dataclass(frozen=True)
-class _Clip:
+@dataclass(frozen=True, eq=False)
+class Clip:
     """One medium and what there is to know about it."""
 
     array: Array
@@ -171,7 +172,7 @@ def larger_items(first: Modality, second: Modality, count: int = 200) -> tuple[I
     rng = _rng("larger", first, second)
     made = []
     for number in range(count):
-        left, right = _two_digits(rng, _pool(first, "test"), _pool(second, "test"))
+        left, right = _two_digits(rng, clips(first, "test"), clips(second, "test"))
         made.append(
             Item(
                 f"{first}+{second}/test/larger/{number}",
@@ -259,9 +260,9 @@ def _lookups() -> Iterator[tuple[str, str]]:
 
 
 def _sequences() -> Iterator[tuple[str, str]]:
-    for start, step in product(range(99), (1, 2, 10)):
-        shown = " ".join(str(start + step * place) for place in range(3))
-        yield f"Continue: {shown}\n", str(start + 3 * step)
+    for start, step, length in product(range(90), (1, 2, 10), (2, 3, 4)):
+        shown = " ".join(str(start + step * place) for place in range(length))
+        yield f"Continue: {shown}\n", str(start + length * step)
     for cycle in _CYCLES:
         for start, length in product(range(len(cycle)), range(1, 6)):
             shown = " ".join(cycle[(start + place) % len(cycle)] for place in range(length))
@@ -293,81 +294,81 @@ def _facts(split: Split) -> Iterator[tuple[str, str]]:
 
 
 def _media_items(modality: Modality, split: Split) -> tuple[Item, ...]:
-    pool = _pool(modality, split)
+    pool = clips(modality, split)
     made = []
     for skill, ask in _SKILLS[modality].items():
         rng = _rng(modality, split, skill)
-        for number, (prompt, answer, clips) in enumerate(_asked(ask, rng, pool, split)):
+        for number, (prompt, answer, used) in enumerate(_asked(ask, rng, pool, split)):
             made.append(
                 Item(
                     f"{modality}/{split}/{skill}/{number}",
                     modality,
                     skill,
-                    PLACEHOLDERS[modality] * len(clips) + "\n" + prompt + "\n",
+                    PLACEHOLDERS[modality] * len(used) + "\n" + prompt + "\n",
                     answer,
-                    tuple(clip.array for clip in clips),
+                    tuple(clip.array for clip in used),
                 )
             )
     return tuple(made)
 
 
 def _asked(
-    ask: _Ask, rng: np.random.Generator, pool: tuple[_Clip, ...], split: Split
+    ask: _Ask, rng: np.random.Generator, pool: tuple[Clip, ...], split: Split
 ) -> Iterator[_Asked]:
     """Questions of one kind; outside training none is asked twice."""
     seen: set[tuple[object, ...]] = set()
     while len(seen) < _PER_SKILL[split]:
-        prompt, answer, clips = ask(rng, pool)
-        key = (prompt, *map(id, clips)) if split != "train" else (len(seen),)
+        prompt, answer, used = ask(rng, pool)
+        key = (prompt, *map(id, used)) if split != "train" else (len(seen),)
         if key not in seen:
             seen.add(key)
-            yield prompt, answer, clips
+            yield prompt, answer, used
 
 
-_Asked = tuple[str, str, tuple[_Clip, ...]]
-_Ask = Callable[[np.random.Generator, tuple[_Clip, ...]], _Asked]
+_Asked = tuple[str, str, tuple[Clip, ...]]
+_Ask = Callable[[np.random.Generator, tuple[Clip, ...]], _Asked]
 
 
-def _about(question: str, answer: Callable[[_Clip], str]) -> _Ask:
+def _about(question: str, answer: Callable[[Clip], str]) -> _Ask:
     """A question kind about one medium."""
 
-    def ask(rng: np.random.Generator, pool: tuple[_Clip, ...]) -> _Asked:
+    def ask(rng: np.random.Generator, pool: tuple[Clip, ...]) -> _Asked:
         clip = pool[rng.integers(len(pool))]
         return question, answer(clip), (clip,)
 
     return ask
 
 
-def _ask_add(rng: np.random.Generator, pool: tuple[_Clip, ...]) -> _Asked:
+def _ask_add(rng: np.random.Generator, pool: tuple[Clip, ...]) -> _Asked:
     clip, term = pool[rng.integers(len(pool))], int(rng.integers(10))
     return f"Add {term}.", str(clip.digit + term), (clip,)
 
 
-def _ask_larger(rng: np.random.Generator, pool: tuple[_Clip, ...]) -> _Asked:
+def _ask_larger(rng: np.random.Generator, pool: tuple[Clip, ...]) -> _Asked:
     left, right = _two_digits(rng, pool, pool)
     return "Which is larger?", str(max(left.digit, right.digit)), (left, right)
 
 
 def _two_digits(
-    rng: np.random.Generator, first: tuple[_Clip, ...], second: tuple[_Clip, ...]
-) -> tuple[_Clip, _Clip]:
+    rng: np.random.Generator, first: tuple[Clip, ...], second: tuple[Clip, ...]
+) -> tuple[Clip, Clip]:
     while True:
         left, right = first[rng.integers(len(first))], second[rng.integers(len(second))]
         if left.digit != right.digit:
             return left, right
 
 
-def _turned(clip: _Clip) -> str:
+def _turned(clip: Clip) -> str:
     return str(9 - clip.digit if clip.note in ("left", "down") else clip.digit)
 
 
-def _skills(modality: str, **own: _Ask) -> dict[str, _Ask]:
+def _skills(modality: str, naming: str, **own: _Ask) -> dict[str, _Ask]:
     codes = _CODES[modality]
     return {
         "digit": _about("Which digit?", lambda clip: str(clip.digit)),
         "larger": _ask_larger,
         "add": _ask_add,
-        "code": _about("Its code word?", lambda clip: codes[clip.digit]),
+        "code": _about(naming, lambda clip: codes[clip.digit]),
         **own,
     }
 
@@ -375,16 +376,19 @@ def _skills(modality: str, **own: _Ask) -> dict[str, _Ask]:
 _SKILLS: dict[str, dict[str, _Ask]] = {
     "image": _skills(
         "image",
+        "Its code word?",
         backwards=_about("Spell it backwards.", lambda clip: speech.WORDS[clip.digit][::-1]),
         letter=_about("Its letter?", lambda clip: _LETTERS[clip.digit]),
     ),
     "audio": _skills(
         "audio",
+        "Its call sign?",
         partner=_about("Its partner?", lambda clip: str(_PARTNERS[clip.digit])),
         voice=_about("What voice?", lambda clip: clip.note),
     ),
     "video": _skills(
         "video",
+        "Its secret name?",
         direction=_about("Which way?", lambda clip: clip.note),
         turned=_about("Its turned value?", _turned),
     ),
@@ -392,7 +396,7 @@ _SKILLS: dict[str, dict[str, _Ask]] = {
 
 
 @cache
-def _pool(modality: Modality, split: Split) -> tuple[_Clip, ...]:
+def clips(modality: Modality, split: Split) -> tuple[Clip, ...]:
     """All media of one modality and split."""
     makers = {"image": _image_clips, "audio": _audio_clips, "video": _video_clips}
     return tuple(makers[modality](split))
@@ -404,15 +408,15 @@ def _handwritten() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         return (data["images"].astype(np.uint16) * 255 // 16).astype(np.uint8), data["labels"]
 
 
-def _image_clips(split: Split) -> Iterator[_Clip]:
+def _image_clips(split: Split) -> Iterator[Clip]:
     """Handwritten digits; those for training also shifted and in other contrasts."""
     images, labels = _handwritten()
     rng = _rng("image", split)
     low, high = _DIGIT_BOUNDS[split]
     for image, label in zip(images[low:high], labels[low:high], strict=True):
-        yield _Clip(image, int(label))
+        yield Clip(image, int(label))
         for _ in range(5 if split == "train" else 0):
-            yield _Clip(_varied(image, rng), int(label))
+            yield Clip(_varied(image, rng), int(label))
 
 
 def _varied(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -422,33 +426,31 @@ def _varied(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
     return np.clip(moved + rng.normal(0, 8, (8, 8)), 0, 255).astype(np.uint8)
 
 
-def _audio_clips(split: Split) -> Iterator[_Clip]:
+def _audio_clips(split: Split) -> Iterator[Clip]:
     rng = _rng("audio", split)
     for _ in range(_SPEAKERS[split]):
         speaker = speech.random_speaker(rng)
         for digit in range(10):
-            yield _Clip(speech.say(digit, speaker, rng), digit, speaker.register)
+            yield Clip(speech.say(digit, speaker, rng), digit, speaker.register)
 
 
-def _video_clips(split: Split) -> Iterator[_Clip]:
+def _video_clips(split: Split) -> Iterator[Clip]:
     images, labels = _handwritten()
     rng = _rng("video", split)
     low, high = _DIGIT_BOUNDS[split]
     for image, label in zip(images[low:high], labels[low:high], strict=True):
         for direction in _DIRECTIONS:
             shown = _varied(image, rng) if split == "train" else image
-            yield _Clip(_moving(shown, direction, rng), int(label), direction)
+            yield Clip(_moving(shown, direction, rng), int(label), direction)
 
 
 def _moving(
     image: NDArray[np.uint8], direction: str, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """A digit crossing the canvas two pixels at a time."""
-    step = np.array(_DIRECTIONS[direction]) * 2
-    travel = step * (FRAMES - 1)
-    free = CANVAS - 8
-    lowest, highest = np.maximum(0, -travel), np.minimum(free, free - travel)
-    start = rng.integers(lowest, highest + 1)
+    """A digit that leaves the middle of the canvas and ends at one edge."""
+    step = np.array(_DIRECTIONS[direction]) * _STRIDE
+    sway = np.where(step == 0, rng.integers(-1, 2), 0)
+    start = (CANVAS - 8) // 2 + sway
     video = np.zeros((FRAMES, CANVAS, CANVAS), np.uint8)
     for number in range(FRAMES):
         row, column = start + step * number
