@@ -92,9 +92,9 @@ def test_mmer_keeps_most_and_the_base_in_a_host_least(told: story.Story) -> None
 
 def test_extending_a_modality_cost_language(told: story.Story) -> None:
     """On the base's tasks every host's own language model is far behind the base."""
-    assert told.base.value > 0.85
-    for cell in told.hosts_on_base_tasks.values():
-        assert cell.value < told.base.value - 0.15
+    assert told.base.accuracy > 0.85
+    for score in told.hosts_on_base_tasks.values():
+        assert score.accuracy < told.base.accuracy - 0.15
 
 
 def test_every_figure_is_counted_and_recorded(told: story.Story) -> None:
@@ -106,10 +106,10 @@ def test_every_figure_is_counted_and_recorded(told: story.Story) -> None:
         assert book.check() == []
         parents = {(p.name, str(p.role)) for p in book.find("mmer-image").parents}
     row = next(row for row in told.rows if row.method == "mmer")
-    cell = row.scores["image"]
-    assert (score.value, score.n, score.partial) == (cell.value, cell.n, True)
-    assert cell.n >= ITEMS
-    assert cell.stderr == pytest.approx((cell.value * (1 - cell.value) / cell.n) ** 0.5)
+    shown = row.scores["image"]
+    assert (score.value, score.n, score.partial) == (shown.accuracy, shown.n, True)
+    assert shown.n >= ITEMS
+    assert score.stderr == pytest.approx((score.value * (1 - score.value) / shown.n) ** 0.5)
     assert parents == {
         ("image", "model"), ("audio", "model"), ("video", "model"), ("base", "base"),
         ("image", "host"),

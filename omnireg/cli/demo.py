@@ -15,7 +15,8 @@ from omnireg.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from omnireg.demo.story import Cell, Row, Story
+    from omnireg.demo.evaluate import Score
+    from omnireg.demo.story import Row, Story
 
 
 @click.command("demo")
@@ -61,10 +62,10 @@ def _print_story(story: "Story") -> None:
 
 
 def _cells(row: "Row", story: "Story") -> list[str]:
-    scores = [f"{_share(cell)} ({row.retention[s]:.0%})" for s, cell in row.scores.items()]
+    scores = [f"{_share(score)} ({row.retention[s]:.0%})" for s, score in row.scores.items()]
     base = story.base if row.method == "base in host" else row.base_tasks
     return [row.method, *scores, f"{row.mean_retention:.1%}", _share(base) if base else ""]
 
 
-def _share(cell: "Cell") -> str:
-    return f"{cell.value:.3f}±{cell.stderr:.3f}"
+def _share(score: "Score") -> str:
+    return f"{score.accuracy:.3f}±{score.stderr:.3f}"

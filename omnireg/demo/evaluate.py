@@ -55,6 +55,15 @@ class Score:
         """The binomial standard error of `accuracy`."""
         return float((self.accuracy * (1 - self.accuracy) / self.n) ** 0.5)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the score with its counts."""
+        return {
+            "value": self.accuracy,
+            "stderr": self.stderr,
+            "correct": self.correct,
+            "n": self.n,
+        }
+
 
 class Reader(Protocol):
     """Turns the media of one modality into what its model takes."""

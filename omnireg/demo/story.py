@@ -5,9 +5,8 @@ folder, every score is exact match of greedy generation on held-out items, and a
 recorded in a registry of the demo's own.
 """
 
-import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -40,40 +39,13 @@ Tick = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One score: right answers of n."""
-
-    correct: int
-    n: int
-
-    @property
-    def value(self) -> float:
-        """Share of right answers."""
-        return self.correct / self.n
-
-    @property
-    def stderr(self) -> float:
-        """Binomial standard error of the share."""
-        return math.sqrt(self.value * (1 - self.value) / self.n)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the score with its counts."""
-        return {
-            "value": self.value,
-            "stderr": self.stderr,
-            "correct": self.correct,
-            "n": self.n,
-        }
-
-
-@dataclass(frozen=True)
 class Row:
     """One way to fill the hosts' language model, scored on every host's own task."""
 
     method: str
-    scores: dict[str, Cell]
+    scores: "dict[str, Score]"
     retention: dict[str, float]
-    base_tasks: Cell | None
+    base_tasks: "Score | None"
 
     @property
     def mean_retention(self) -> float:
@@ -84,7 +56,7 @@ class Row:
         """Return the row of the retention table."""
         return {
             "method": self.method,
-            "scores": {sense: cell.to_json() for sense, cell in self.scores.items()},
+            "scores": {sense: score.to_json() for sense, score in self.scores.items()},
             "retention": self.retention,
             "mean_retention": self.mean_retention,
             "base_tasks": self.base_tasks.to_json() if self.base_tasks else None,
@@ -97,8 +69,8 @@ class Story:
 
     folder: Path
     rows: tuple[Row, ...]
-    base: Cell
-    hosts_on_base_tasks: dict[str, Cell]
+    base: "Score"
+    hosts_on_base_tasks: "dict[str, Score]"
     lineage: str
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +78,9 @@ class Story:
         return {
             "folder": str(self.folder),
             "base_tasks": self.base.to_json(),
-            "hosts_on_base_tasks": {s: c.to_json() for s, c in self.hosts_on_base_tasks.items()},
+            "hosts_on_base_tasks": {
+                sense: score.to_json() for sense, score in self.hosts_on_base_tasks.items()
+            },
             "rows": [row.to_json() for row in self.rows],
         }
 
@@ -125,12 +99,16 @@ def tell(folder: Path, *, items: int | None = None, tick: Tick = lambda *_: None
     _prepare(folder)
     with Registry(folder / _MARK) as book:
         _record_family(book, folder)
-        merged = _merge_everything(book, folder, tick)
-        scores = _Scores(book, folder, items, tick, total=len(_jobs(merged)))
-        for name, modality in _jobs(merged):
-            scores.measure(name, modality)
+        _merge_everything(book, folder, tick)
+        measured: dict[tuple[str, str], Score] = {}
+        jobs = list(_jobs())
+        for number, (name, modality) in enumerate(jobs):
+            tick(f"scoring {name}", number, len(jobs))
+            score = measure(_place(folder, name), modality, items)
+            _record_score(book, name, modality, score, partial=items is not None)
+            measured[name, modality] = score
         family = book.lineage("mmer-image", direction="up")
-    return _story(folder, scores.cells, render(family, Drawing.TREE))
+    return _story(folder, measured, render(family, Drawing.TREE))
 
 
 def _prepare(folder: Path) -> None:
@@ -176,7 +154,7 @@ def _wanted() -> Iterator[tuple[str, str, str | None]]:
             yield f"{strategy}-{sense}", strategy, sense
 
 
-def _merge_everything(book: Registry, folder: Path, tick: Tick) -> list[str]:
+def _merge_everything(book: Registry, folder: Path, tick: Tick) -> None:
     from omnireg.engine import merge
     from omnireg.host import PluginHost
 
@@ -190,7 +168,6 @@ def _merge_everything(book: Registry, folder: Path, tick: Tick) -> list[str]:
             if not _kept(book, name):
                 merge(path, name, name=name, registry=book, host=plugins)
         _language_models(book, plugins)
-    return [name for name, _, _ in wanted]
 
 
 def _language_models(book: Registry, plugins: "PluginHost") -> None:
@@ -232,49 +209,39 @@ def _kept(book: Registry, name: str) -> bool:
     return False
 
 
-def _jobs(merged: Sequence[str]) -> list[tuple[str, str]]:
-    """Return every (checkpoint, modality) to score, the family first."""
-    jobs = [("base", "base"), *((sense, sense) for sense in SENSES)]
-    jobs += [(f"{sense}-words", "base") for sense in SENSES]
-    jobs += [(f"base-in-{sense}", sense) for sense in SENSES]
-    return jobs + [(name, name.rpartition("-")[2] if "-" in name else "base") for name in merged]
+def _jobs() -> Iterator[tuple[str, str]]:
+    """Yield every (checkpoint, modality) to score, the family first."""
+    yield "base", "base"
+    for sense in SENSES:
+        yield sense, sense
+        yield f"{sense}-words", "base"
+        yield f"base-in-{sense}", sense
+    for name, _, host in _wanted():
+        yield name, host or "base"
 
 
-class _Scores:
-    """Measures, records, and remembers."""
+def _place(folder: Path, name: str) -> Path:
+    return folder / "family" / name if name in ("base", *SENSES) else folder / name
 
-    def __init__(
-        self, book: Registry, folder: Path, limit: int | None, tick: Tick, total: int
-    ) -> None:
-        self.cells: dict[tuple[str, str], Cell] = {}
-        self._book, self._folder, self._limit = book, folder, limit
-        self._tick, self._total = tick, total
 
-    def measure(self, name: str, modality: str) -> None:
-        """Score one checkpoint on one modality's test items and record it."""
-        score = measure(self._place(name), modality, self._limit)
-        self.cells[name, modality] = Cell(score.correct, score.n)
-        self._tick(f"scoring {name}", len(self.cells), self._total)
-        cell = self.cells[name, modality]
-        self._book.add_score(
-            name,
-            f"tiny-{modality}",
-            cell.value,
-            metric="exact_match",
-            n=cell.n,
-            stderr=cell.stderr,
-            split="test",
-            evaluator="omnireg demo",
-            evaluator_version=__version__,
-            ability="language" if modality == "base" else modality,
-            partial=self._limit is not None,
-            details={"by_skill": {s: list(pair) for s, pair in score.by_skill.items()}},
-            replace=True,
-        )
-
-    def _place(self, name: str) -> Path:
-        member = name in ("base", *SENSES)
-        return self._folder / "family" / name if member else self._folder / name
+def _record_score(
+    book: Registry, name: str, modality: str, score: "Score", *, partial: bool
+) -> None:
+    book.add_score(
+        name,
+        f"tiny-{modality}",
+        score.accuracy,
+        metric="exact_match",
+        n=score.n,
+        stderr=score.stderr,
+        split="test",
+        evaluator="omnireg demo",
+        evaluator_version=__version__,
+        ability="language" if modality == "base" else modality,
+        partial=partial,
+        details={"by_skill": {s: list(pair) for s, pair in score.by_skill.items()}},
+        replace=True,
+    )
 
 
 def measure(folder: Path, modality: str, limit: int | None = None) -> "Score":
@@ -308,13 +275,13 @@ def _questions(modality: str) -> "tuple[Item, ...]":
     return items(modality, "test")  # type: ignore[arg-type]
 
 
-def _story(folder: Path, cells: dict[tuple[str, str], Cell], lineage: str) -> Story:
-    own = {sense: cells[sense, sense] for sense in SENSES}
+def _story(folder: Path, scores: "dict[tuple[str, str], Score]", lineage: str) -> Story:
+    own = {sense: scores[sense, sense] for sense in SENSES}
     names = {"own model": "{}", IN_HOST: "base-in-{}", **{s: f"{s}-{{}}" for s in STRATEGIES}}
     rows = []
     for method, pattern in names.items():
-        scores = {sense: cells[pattern.format(sense), sense] for sense in SENSES}
-        kept = {sense: scores[sense].value / max(own[sense].value, 1e-9) for sense in SENSES}
-        rows.append(Row(method, scores, kept, cells.get((method, "base"))))
-    words = {sense: cells[f"{sense}-words", "base"] for sense in SENSES}
-    return Story(folder, tuple(rows), cells["base", "base"], words, lineage)
+        found = {sense: scores[pattern.format(sense), sense] for sense in SENSES}
+        kept = {s: found[s].accuracy / max(own[s].accuracy, 1e-9) for s in SENSES}
+        rows.append(Row(method, found, kept, scores.get((method, "base"))))
+    words = {sense: scores[f"{sense}-words", "base"] for sense in SENSES}
+    return Story(folder, tuple(rows), scores["base", "base"], words, lineage)
