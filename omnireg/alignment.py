@@ -23,7 +23,7 @@ HEAD = "lm_head.weight"
 VOCABULARY = (EMBEDDING, HEAD)
 #: recomputed by every model class, written by some older ones
 _BUFFERS = ("*rotary_emb.inv_freq", "*.masked_bias")
-_LAYER = re.compile(r"\.(\d+)\.")
+LAYER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LanguageModel:
     @cached_property
     def depth(self) -> int:
         """Number of layers."""
-        found = [int(m[1]) for name in self.tensors if (m := _LAYER.search(name))]
+        found = [int(m[1]) for name in self.tensors if (m := LAYER.search(name))]
         return max(found, default=-1) + 1
 
     @cached_property
@@ -208,11 +208,11 @@ def _core_shape(name: str, header: TensorHeader) -> tuple[int, ...]:
 
 def _explained_absences(model: LanguageModel, lacking: list[str]) -> list[str]:
     """Return a tied head, and biases of a kind that the model has in no layer at all."""
-    kinds = {_LAYER.sub(".*.", name) for name in model.tensors}
+    kinds = {LAYER.sub(".*.", name) for name in model.tensors}
     return [
         name
         for name in lacking
-        if name == HEAD or (name.endswith(".bias") and _LAYER.sub(".*.", name) not in kinds)
+        if name == HEAD or (name.endswith(".bias") and LAYER.sub(".*.", name) not in kinds)
     ]
 
 

@@ -4,11 +4,10 @@ Finding it and lining it up with a base is :mod:`omnireg.alignment`'s part.
 """
 
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omnireg.alignment import (
     EMBEDDING,
@@ -17,38 +16,14 @@ from omnireg.alignment import (
     Alignment,
     LanguageModel,
     align,
-    find_language_model,
-    on_disk,
-    shared_rows,
 )
 from omnireg.checkpoint import INDEX
 from omnireg.errors import PlanError
 from omnireg.loading import write_text_config
 from omnireg.outputs import appearing, copy_files
-from omnireg.shards import SHARD_BYTES, ByteReader, TensorHeader, write_shards
-
-if TYPE_CHECKING:
-    import torch
-
-__all__ = [
-    "EMBEDDING",
-    "HEAD",
-    "TORCH_DTYPES",
-    "VOCABULARY",
-    "Alignment",
-    "BackboneReader",
-    "LanguageModel",
-    "Report",
-    "align",
-    "as_bytes",
-    "as_tensor",
-    "check_nothing_lost",
-    "extract",
-    "find_language_model",
-    "graft",
-    "on_disk",
-    "shared_rows",
-]
+from omnireg.shards import SHARD_BYTES, ByteReader, write_shards
+from omnireg.sources import aligned
+from omnireg.tensors import TORCH_DTYPES, as_bytes, as_tensor, usual_dtype
 
 
 @dataclass(frozen=True)
@@ -80,65 +55,17 @@ class BackboneReader:
         if self._lacks(name):
             header = self.alignment.base.header(name)
             return header.dtype, header.shape
-        header = self.alignment.model.header(name)
-        if name in VOCABULARY:
-            base = self.alignment.base.header(name)
-            dtype = header.dtype if header.dtype == base.dtype else "F32"
-            return dtype, base.shape
-        return header.dtype, header.shape
+        found = aligned("", self.alignment, name)
+        return found.dtype, found.shape
 
     def __call__(self, name: str) -> bytes | memoryview:
         """Return a canonical tensor's bytes; a bias that the model lacks is zero."""
         if self._lacks(name):
             return bytes(self.alignment.base.header(name).nbytes)
-        header = self.alignment.model.header(name)
-        if name not in VOCABULARY or self.alignment.same_rows:
-            return self._read(header)
-        return self._with_base_rows(name, header)
+        return aligned("", self.alignment, name).bytes(self._read)
 
     def _lacks(self, name: str) -> bool:
         return name != HEAD and name in self.alignment.absent
-
-    def _with_base_rows(self, name: str, header: TensorHeader) -> bytes:
-        base = self.alignment.base.header(name)
-        dtype, _ = self.signature(name)
-        rows = as_tensor(self._read(base), base).to(TORCH_DTYPES()[dtype], copy=True)
-        own = as_tensor(self._read(header), header)
-        for run in self.alignment.rows:
-            rows[run.start : run.stop] = own[run.start : run.stop].to(rows.dtype)
-        return as_bytes(rows)
-
-
-def TORCH_DTYPES() -> "dict[str, torch.dtype]":  # noqa: N802 - a table that must not import torch
-    """Return torch's dtypes by their safetensors names."""
-    import torch
-
-    return {
-        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-        "U8": torch.uint8, "BOOL": torch.bool,
-    }  # fmt: skip
-
-
-def as_tensor(data: bytes | memoryview, header: TensorHeader) -> "torch.Tensor":
-    """View a tensor's bytes as a torch tensor; read-only, do not write to it."""
-    import warnings
-
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        dtype = TORCH_DTYPES()[header.dtype]
-        if not len(data):
-            return torch.empty(header.shape, dtype=dtype)
-        return torch.frombuffer(data, dtype=dtype).reshape(header.shape)
-
-
-def as_bytes(tensor: "torch.Tensor") -> bytes:
-    """Return the bytes of a tensor in storage order."""
-    import torch
-
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def extract(
@@ -170,14 +97,9 @@ def extract(
                 text_architecture=reference.layout.text_architecture,
                 vocabulary=reference.tensors[EMBEDDING].shape[0],
                 tied=HEAD not in names,
-                dtype=_usual_dtype(dtype for dtype, _ in signatures.values()),
+                dtype=usual_dtype(dtype for dtype, _ in signatures.values()),
             )
     return Report(len(names), len(model.carried), reader.alignment.absent)
-
-
-def _usual_dtype(dtypes: Iterable[str]) -> str:
-    [(usual, _)] = Counter(dtypes).most_common(1)
-    return str(TORCH_DTYPES()[usual]).removeprefix("torch.")
 
 
 def graft(backbone: LanguageModel, host: LanguageModel, out: Path) -> Report:

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from omnireg.digests import file_sha256
+from omnireg.digests import file_sha256, fresh_sha256, known_sha256
 from omnireg.errors import CheckpointError
 from omnireg.shards import TensorHeader, read_header
 
@@ -91,6 +91,19 @@ class Checkpoint:
         if self.remote:
             return combine_digests(self.remote)
         return combine_digests((file.name, file_sha256(file)) for file in self.weight_files)
+
+    @property
+    def known_fingerprint(self) -> str | None:
+        """The fingerprint, where it is known without reading weights."""
+        if self.remote:
+            return self.fingerprint
+        known = [(file.name, known_sha256(file)) for file in self.weight_files]
+        digests = [(name, digest) for name, digest in known if digest]
+        return combine_digests(digests) if len(digests) == len(known) else None
+
+    def fresh_fingerprint(self) -> str:
+        """Return the fingerprint of the bytes as they are now, whatever is remembered."""
+        return combine_digests((file.name, fresh_sha256(file)) for file in self.weight_files)
 
     @cached_property
     def side_files(self) -> list[Path]:

@@ -12,18 +12,33 @@ _SCHEMA = """CREATE TABLE IF NOT EXISTS digests (
 
 def file_sha256(file: Path) -> str:
     """Return the hex sha256 of a file, from the cache when the file has not changed."""
+    return known_sha256(file) or fresh_sha256(file)
+
+
+def known_sha256(file: Path) -> str | None:
+    """Return the sha256 that the cache has for a file as it is now, None if it must be read."""
+    return _recall(_key(file))
+
+
+def fresh_sha256(file: Path) -> str:
+    """Return the sha256 of a file's bytes, read now, and remember it."""
+    digest = sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+    remember_sha256(file, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def remember_sha256(file: Path, digest: str) -> None:
+    """Remember the sha256 of a file, for as long as it does not change."""
+    _remember(_key(file), digest)
+
+
+def _key(file: Path) -> tuple[str, int, int, int]:
     real = file.resolve()
     status = real.stat()
-    key = (str(real), status.st_size, status.st_mtime_ns, status.st_ino)
-    known = _recall(key)
-    if known is None:
-        with real.open("rb") as stream:
-            digest = sha256()
-            while chunk := stream.read(1 << 22):
-                digest.update(chunk)
-        known = digest.hexdigest()
-        _remember(key, known)
-    return known
+    return str(real), status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def cache_folder() -> Path:

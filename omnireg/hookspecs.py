@@ -8,12 +8,12 @@ arguments than its specification. Arguments will be added over time, never renam
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import pluggy
 
 if TYPE_CHECKING:
-    from mergekit.merge_methods import MergeMethod
+    from mergekit.merge_methods import MergeMethod, TensorGroup
 
 PROJECT = "omnireg"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -33,6 +33,53 @@ class Scope(StrEnum):
 
     TENSOR = "tensor"
     MODEL = "model"
+
+
+class Survey(Protocol):
+    """One pass over all weights, before the pass that merges them."""
+
+    def add(self, observation: Any) -> None:
+        """Take in what was seen of the next tensor; called in a fixed order."""
+
+    def result(self) -> Any:
+        """Return what all tensors say together."""
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What is known of the whole model when one of its tensors is looked at or merged.
+
+    Attributes:
+        models: the inputs that are not the base; their places are the same for every tensor.
+        found: what the last survey found.
+        number: the tensor's place in the order of observation.
+    """
+
+    models: tuple[str, ...]
+    found: Any = None
+    number: int = 0
+
+    def place(self, model: object) -> int:
+        """Return a model's place, given the id of its entry in a tensor group."""
+        return self.models.index(str(model))
+
+
+class Surveying(Protocol):
+    """What a strategy with a first pass has beside mergekit's interface; the streaming engine asks.
+
+    Its ``merge_group`` is given one more keyword, ``surveyed``.
+    """
+
+    def survey(self, known: Surveyed, parameters: Mapping[str, Any]) -> Survey | None:
+        """Return the next survey that is needed; None when there is none (any more).
+
+        ``parameters`` are those of a tensor that every model has.
+        """
+
+    def observe(
+        self, survey: Any, group: "TensorGroup", known: Surveyed, parameters: Mapping[str, Any]
+    ) -> Any:
+        """Look at one tensor's inputs for a survey."""
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,19 @@ def _walk(where: str, node: Any) -> Iterator[tuple[str, Parameters]]:
             yield from _walk(f"{where}[{index}]", value)
 
 
+def as_recipe(recipe: Recipe | Path | str) -> tuple[Recipe, str]:
+    """Return a recipe, given itself, the path of one or its YAML text, with the text.
+
+    Raises:
+        ConfigError: the file cannot be read, or it is not a recipe.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe, recipe.model_dump_json(exclude_none=True)
+    if isinstance(recipe, Path):
+        return read_recipe(recipe)
+    return parse_recipe(recipe), recipe
+
+
 def read_recipe(source: Path) -> tuple[Recipe, str]:
     """Return the recipe in a YAML file and its text, verbatim.
 

@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +22,8 @@ DTYPE_SIZES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
     "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
+#: dtypes that can hold NaN and Inf, of those that torch code computes with
+FLOATS = ("F64", "F32", "F16", "BF16")
 #: shards are cut at this size unless asked otherwise
 SHARD_BYTES = 5_000_000_000
 _MAX_HEADER = 100_000_000
@@ -48,6 +50,10 @@ class TensorHeader:
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    def flat(self, count: int) -> "TensorHeader":
+        """Return a header for ``count`` of the elements, in one dimension."""
+        return replace(self, shape=(count,))
 
 
 def read_header(file: Path) -> dict[str, TensorHeader]:
@@ -164,10 +170,8 @@ def shard_names(count: int) -> list[str]:
     return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
-def write_index(folder: Path, layouts: Iterable[ShardLayout]) -> None:
-    """Write ``model.safetensors.index.json`` for a checkpoint of several shards."""
-    where = {n: layout.file.name for layout in layouts for n in layout.tensors}
-    total = sum(t.nbytes for layout in layouts for t in layout.tensors.values())
+def write_index(folder: Path, where: Mapping[str, str], total: int) -> None:
+    """Write ``model.safetensors.index.json``: the file of every tensor, and all their bytes."""
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
     path = folder / "model.safetensors.index.json"
     path.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -212,4 +216,5 @@ def write_shards(
             stream.flush()
             os.fsync(stream.fileno())
     if len(layouts) > 1:
-        write_index(folder, layouts)
+        where = {name: layout.file.name for layout in layouts for name in layout.tensors}
+        write_index(folder, where, sum(t.nbytes for x in layouts for t in x.tensors.values()))

@@ -7,15 +7,8 @@ import pytest
 import torch
 import transformers
 
-from omnireg.backbone import (
-    EMBEDDING,
-    HEAD,
-    LanguageModel,
-    align,
-    extract,
-    find_language_model,
-    graft,
-)
+from omnireg.alignment import EMBEDDING, HEAD, LanguageModel, align, find_language_model
+from omnireg.backbone import extract, graft
 from omnireg.checkpoint import Checkpoint, open_checkpoint
 from omnireg.errors import PlanError
 from omnireg.hookspecs import HostLayout

@@ -11,7 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from omnireg.backbone import HEAD, LanguageModel, align, extract, find_language_model, graft
+from omnireg.alignment import HEAD, LanguageModel, align, find_language_model
+from omnireg.backbone import extract, graft
 from omnireg.checkpoint import open_checkpoint
 from omnireg.errors import PlanError
 from omnireg.layouts import HOSTS, TEXT

@@ -11,7 +11,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from omnireg.backbone import extract, find_language_model
+from omnireg.alignment import find_language_model
+from omnireg.backbone import extract
 from omnireg.checkpoint import Checkpoint, open_checkpoint
 from omnireg.errors import CheckpointError, OmniregError, PlanError
 from omnireg.layouts import HOSTS, TEXT

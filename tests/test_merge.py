@@ -154,7 +154,7 @@ def test_models_of_one_host_class_merge_whole(here: Path) -> None:
     assert set(merged) == set(one)
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, (one[name] + two[name]) / 2)
-    assert receipt.engine == "mergekit"
+    assert receipt.engine == "stream"
 
 
 def test_parameters_follow_mergekits_scoping(here: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_host_that_has_no_place_for_the_result_is_refused_before_the_work(here
     extra = "omnireg: {host: family/unbiased}\n"
     stages: list[str] = []
 
-    def seen(stage: str, done: int, total: int) -> None:
+    def seen(stage: str, done: int, total: int, detail: str) -> None:
         stages.append(stage)
 
     with pytest.raises(PlanError, match="has no biases"):
@@ -444,9 +444,9 @@ def test_a_killed_merge_leaves_a_running_run_and_no_checkpoint(here: Path) -> No
     """SIGKILL while merging: the trace is there, the folder and the checkpoint are not."""
     program = (
         "import os, signal, omnireg, sys\n"
-        "def stop(stage, done, total):\n"
+        "def stop(stage, done, total, detail):\n"
         "    if stage == 'merging': os.kill(os.getpid(), signal.SIGKILL)\n"
-        "omnireg.merge(sys.argv[1], 'out', progress=stop)\n"
+        "omnireg.merge(sys.argv[1], 'out', engine='mergekit', progress=stop)\n"
     )
     text = recipe("average", "image", "audio")
     done = subprocess.run(
@@ -459,7 +459,7 @@ def test_a_killed_merge_leaves_a_running_run_and_no_checkpoint(here: Path) -> No
         assert str(made.status) == "running"
         assert book.checkpoints() == []
     assert list(here.glob(".out.*"))
-    omnireg.merge(text, here / "out")
+    omnireg.merge(text, here / "out", engine="mergekit")
     assert not list(here.glob(".out.*"))
     with Registry() as book:
         assert {str(r.status) for r in book.runs()} == {"running", "done"}

@@ -14,7 +14,9 @@ from omnireg.errors import OmniregError, did_you_mean
 #: command → (module, one line of help), so that --help imports none of them
 COMMANDS = {
     "demo": ("demo", "Merge, score and compare a tiny real family, offline, in minutes."),
+    "plan": ("plan", "Show what a merge would read, do and write, from headers alone."),
     "merge": ("merge", "Merge what a recipe declares, and record it."),
+    "verify": ("plan", "Compare a checkpoint's files with its record, or merge it again."),
     "mergekit": ("merge", "Run a command of mergekit with every plugin registered."),
     "backbone": ("backbone", "Take the language model out of a host, or put one back in."),
     "add": ("checkpoints", "Record a checkpoint."),

@@ -1,36 +1,57 @@
 """``omnireg merge`` and ``omnireg mergekit``."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from omnireg.cli.output import Settings, common_options, hint, print_json, progress_bar
 from omnireg.engine.tools import merge_options
 
+if TYPE_CHECKING:
+    from omnireg.host import PluginHost
 
-@click.command("merge")
-@click.argument("config", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--name", help="Name in the registry [default: the recipe's, else OUT's].")
-@click.option(
+
+engine_option = click.option(
     "--engine",
-    type=click.Choice(["auto", "mergekit"]),
+    type=click.Choice(["auto", "stream", "mergekit"]),
     default="auto",
     show_default=True,
     help="Which engine runs the merge.",
 )
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed for methods with randomness."
-)
-@click.option("--no-record", is_flag=True, help="Leave the registry alone.")
-@click.option(
+plugin_option = click.option(
     "--plugin",
     "plugin_file",
     type=click.Path(path_type=Path),
     metavar="FILE.py",
     help="Load a single-file plugin for this merge.",
 )
+
+
+def plugins(file: Path | None) -> "PluginHost":
+    """Return the installed plugins, and the one in a file."""
+    from omnireg.host import PluginHost
+
+    host = PluginHost()
+    if file:
+        host.load_file(file)
+    return host
+
+
+@click.command("merge")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--name", help="Name in the registry [default: the recipe's, else OUT's].")
+@engine_option
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed for methods with randomness."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Workers of the stream engine [default: cores]."
+)
+@click.option("--no-resume", is_flag=True, help="Start over where OUT.partial is unfinished.")
+@click.option("--no-record", is_flag=True, help="Leave the registry alone.")
+@plugin_option
 @click.option("--allow-nonfinite", is_flag=True, help="Merge inputs that hold NaN or Inf.")
 @common_options
 @click.pass_obj
@@ -42,6 +63,8 @@ def merge_command(
     name: str | None,
     engine: str,
     seed: int,
+    threads: int | None,
+    no_resume: bool,
     no_record: bool,
     plugin_file: Path | None,
     allow_nonfinite: bool,
@@ -52,11 +75,7 @@ def merge_command(
     CONFIG is mergekit's YAML; its key ``omnireg:`` says what the result should be.
     """
     from omnireg.engine import merge
-    from omnireg.host import PluginHost
 
-    host = PluginHost()
-    if plugin_file:
-        host.load_file(plugin_file)
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
         receipt = merge(
             config,
@@ -64,9 +83,11 @@ def merge_command(
             name=name,
             engine=engine,
             seed=seed,
+            threads=threads,
+            resume=not no_resume,
             registry=book,
             record=not no_record,
-            host=host,
+            host=plugins(plugin_file),
             options=options,
             allow_nonfinite=allow_nonfinite,
             progress=progress,
@@ -74,7 +95,11 @@ def merge_command(
     if settings.as_json:
         print_json(receipt.to_json())
         return
-    click.echo(f"{receipt.out}: {receipt.fingerprint[:12]} in {receipt.seconds:.1f} s")
+    resumed = f", {receipt.resumed_shards} files kept" if receipt.resumed_shards else ""
+    click.echo(
+        f"{receipt.out}: {receipt.fingerprint[:12]} in {receipt.seconds:.1f} s by the"
+        f" {receipt.engine} engine{resumed}"
+    )
     if not no_record:
         hint(f"next: omnireg lineage {receipt.name}")
 

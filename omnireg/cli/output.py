@@ -142,24 +142,48 @@ def hint(message: str) -> None:
 
 
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback (stage, done, total) that draws a bar on stderr, if a person looks."""
+def progress_bar(quiet: bool) -> Iterator[Callable[..., None]]:
+    """Yield a callback (stage, done, total, detail) that draws a bar on stderr, if a person looks.
+
+    While the stage is "writing", done and total are bytes: the bar shows GB and GB/s.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    bar = Progress(
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=quiet or not sys.stderr.isatty(),
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TransferSpeedColumn,
     )
-    with bar:
-        task = bar.add_task("planning", total=None)
 
-        def update(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
+    head = (TextColumn("{task.description:>10}"), BarColumn())
+    tail = (TimeElapsedColumn(), TextColumn("{task.fields[detail]}"))
+    console = Console(stderr=True)
+    hidden = quiet or not sys.stderr.isatty()
+    counted = Progress(*head, MofNCompleteColumn(), *tail, console=console, transient=True)
+    written = Progress(
+        *head, DownloadColumn(), TransferSpeedColumn(), *tail, console=console, transient=True
+    )
+    counted.disable = written.disable = hidden
+    showing: list[tuple[Progress, Any]] = []
 
+    def show(bar: Progress) -> Any:
+        if not showing or showing[0][0] is not bar:
+            while showing:
+                showing.pop()[0].stop()
+            bar.start()
+            showing.append((bar, bar.add_task("planning", total=None, detail="")))
+        return showing[0][1]
+
+    def update(stage: str, done: int, total: int, detail: str = "") -> None:
+        bar = written if stage == "writing" else counted
+        bar.update(show(bar), description=stage, completed=done, total=total, detail=detail)
+
+    show(counted)
+    try:
         yield update
+    finally:
+        for bar, _ in showing:
+            bar.stop()

@@ -1,25 +1,32 @@
 """Merge and record: the one function behind ``omnireg merge``."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omnireg.checkpoint import Checkpoint
+from omnireg.alignment import align
+from omnireg.backbone import check_nothing_lost
+from omnireg.checkpoint import Checkpoint, combine_digests
 from omnireg.engine import recording
-from omnireg.engine.mergekit import describe, merge_with_mergekit
-from omnireg.errors import ConfigError
+from omnireg.engine.journal import Journal, discard, unfinished
+from omnireg.engine.provenance import describe, versions
+from omnireg.engine.writer import write_file, write_side_files
+from omnireg.errors import MergeError, OmniregError, PlanError
 from omnireg.host import PluginHost
 from omnireg.outputs import appearing, check_free, scratch_folder
-from omnireg.planning import plan
-from omnireg.recipe import Recipe, parse_recipe, read_recipe
+from omnireg.planning import Engine, Plan, plan
+from omnireg.planning.output import Output
+from omnireg.recipe import Recipe, as_recipe
 from omnireg.registry import Registry
+from omnireg.shards import SHARD_BYTES, ByteReader
 
-Progress = Callable[[str, int, int], None]
-ENGINES = ("auto", "mergekit")
+#: called with (stage, done, total, detail); bytes while a stage is "writing"
+Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Receipt:
     engine: str
     run_id: int | None
     seconds: float
+    resumed_shards: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the receipt as ``omnireg merge --json`` prints it."""
@@ -42,8 +50,46 @@ class Receipt:
             "engine": self.engine,
             "run_id": self.run_id,
             "seconds": round(self.seconds, 3),
-            "resumed_shards": 0,
+            "resumed_shards": self.resumed_shards,
         }
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a merge is run, beside what it merges.
+
+    Attributes:
+        seed: for methods with randomness; each tensor's depends on it and its name alone.
+        threads: workers of the stream engine; all cores when None.
+        resume: go on with an unfinished merge of the same recipe into the same folder.
+        allow_nonfinite: merge inputs that hold NaN or Inf.
+        mergekit: mergekit's own merge options by name.
+    """
+
+    seed: int = 0
+    threads: int | None = None
+    resume: bool = True
+    allow_nonfinite: bool = False
+    mergekit: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shard_bytes(self) -> int:
+        """At which size shards are cut."""
+        return int(self.mergekit.get("out_shard_size") or SHARD_BYTES)
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What the bytes of the result depend on, beside recipe and seed."""
+        return {
+            "shard_bytes": self.shard_bytes,
+            "device": self.device,
+            "allow_nonfinite": self.allow_nonfinite,
+        }
+
+    @property
+    def device(self) -> str:
+        """Where a method's torch code runs."""
+        return "cuda" if self.mergekit.get("cuda") else str(self.mergekit.get("device") or "cpu")
 
 
 def merge(
@@ -53,12 +99,14 @@ def merge(
     name: str | None = None,
     engine: str = "auto",
     seed: int = 0,
+    threads: int | None = None,
+    resume: bool = True,
     registry: Registry | None = None,
     record: bool = True,
     host: PluginHost | None = None,
     options: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = lambda stage, done, total, detail: None,
 ) -> Receipt:
     """Merge what a recipe declares into the folder ``out`` and record it.
 
@@ -66,62 +114,189 @@ def merge(
         recipe: a recipe, the path of one, or its YAML text.
         out: folder to create; it appears by rename when everything is in it.
         name: name in the registry; the recipe's, else the folder's.
-        engine: ``auto`` or ``mergekit``.
+        engine: ``stream``, ``mergekit``, or ``auto``: stream for all that it can plan.
         seed: for methods with randomness; each tensor's depends on it and its name alone.
+        threads: workers of the stream engine; all cores when None.
+        resume: go on with an unfinished merge of the same recipe into the same folder.
         registry: where to record; the default registry when None.
         record: False leaves no trace in the registry.
         host: plugins to use; all installed ones when None.
         options: mergekit's own merge options by name.
         allow_nonfinite: merge inputs that hold NaN or Inf.
-        progress: called with (stage, done, total).
+        progress: called with (stage, done, total, detail); bytes while a stage is "writing".
 
     Raises:
-        OmniregError: see :mod:`omnireg.errors`; nothing is left at ``out``.
+        OmniregError: see :mod:`omnireg.errors`; nothing is left at ``out``. What was finished is
+            kept in ``OUT.partial`` if running again may help.
     """
-    if engine not in ENGINES:
-        raise ConfigError(f"unknown engine {engine!r}; use {' or '.join(ENGINES)}")
-    parsed, text = _read(recipe)
-    out = Path(out)
-    host = host or PluginHost()
+    parsed, text = as_recipe(recipe)
+    out, host = Path(out), host or PluginHost()
     check_free(out)
     chosen = name or parsed.omnireg.name or out.name
     book = (registry or Registry()) if record else None
     if book:
         book.check_name_free(chosen, recipe_digest=parsed.digest)
-    planned = plan(parsed, host)
+    planned = plan(parsed, host, engine=engine)
+    how = Options(seed, threads, resume, allow_nonfinite, options or {})
     run_id = recording.start(book, chosen, out, planned, text, seed) if book else None
     began = time.monotonic()
     try:
-        with appearing(out) as folder, _scratch(out) as scratch:
-            merge_with_mergekit(
-                planned,
-                folder,
-                scratch,
-                host=host,
-                seed=seed,
-                options=options or {},
-                allow_nonfinite=allow_nonfinite,
-                progress=progress,
-            )
-            (folder / "omnireg.json").write_text(describe(planned, seed), encoding="utf-8")
-            progress("hashing", 0, 1)
-            fingerprint = Checkpoint(chosen, folder).fingerprint
-        progress("done", 1, 1)
+        fingerprint, resumed = _run(planned, out, how, host, progress)
         if book and run_id is not None:
+            progress("recording", 0, 1, "")
             recording.finish(book, run_id, chosen, planned, out, fingerprint)
     except BaseException as exc:
         if book and run_id is not None:
             recording.fail(book, run_id, exc)
         raise
-    return Receipt(chosen, fingerprint, out, "mergekit", run_id, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return Receipt(chosen, fingerprint, out, str(planned.engine), run_id, seconds, resumed)
 
 
-def _read(recipe: Recipe | Path | str) -> tuple[Recipe, str]:
-    if isinstance(recipe, Recipe):
-        return recipe, recipe.model_dump_json(exclude_none=True)
-    if isinstance(recipe, Path):
-        return read_recipe(recipe)
-    return parse_recipe(recipe), recipe
+def _run(
+    planned: Plan, out: Path, how: Options, host: PluginHost, progress: Progress
+) -> tuple[str, int]:
+    """Run a plan with its engine; return the result's fingerprint and how many files were kept."""
+    if how.mergekit.get("num_threads"):
+        import torch
+
+        torch.set_num_threads(int(how.mergekit["num_threads"]))
+    if planned.planned_by_mergekit:
+        return _run_mergekit_whole(planned, out, how, host), 0
+    _check_fits_host(planned)
+    output = Output(planned, how.shard_bytes)
+    if planned.engine is Engine.MERGEKIT:
+        return _run_mergekit(output, out, how, host, progress), 0
+    return _run_stream(output, out, how, host, progress)
+
+
+def _run_stream(
+    output: Output, out: Path, how: Options, host: PluginHost, progress: Progress
+) -> tuple[str, int]:
+    from omnireg.engine.stream import streaming
+    from omnireg.engine.tensors import Settings
+
+    host.install()
+    settings = Settings(output.plan, ByteReader(), how.seed, how.device, how.allow_nonfinite)
+    threads = how.threads or os.cpu_count() or 1
+    try:
+        with (
+            unfinished(out, _identity(output, how), resume=how.resume) as journal,
+            streaming(output, settings, threads) as streamer,
+        ):
+            resumed = len(journal.finished)
+            streamer.check_nothing_lost()
+            if resumed < len(output.files):
+                streamer.survey(lambda done, total: progress("surveying", done, total, "chunks"))
+            _write(output, streamer.content, journal, progress)
+            _complete(output.plan, output, journal.folder, how)
+    except MergeError:
+        raise
+    except OmniregError:
+        discard(out)
+        raise
+    return combine_digests(journal.finished.items()), resumed
+
+
+def _write(
+    output: Output, content: Callable[..., Any], journal: Journal, progress: Progress
+) -> None:
+    """Write the files that are not finished yet."""
+    total = output.size
+    done = sum(file.size for file in output.files if file.name in journal.finished)
+    for number, file in enumerate(output.files):
+        if file.name in journal.finished:
+            continue
+
+        def wrote(size: int, detail: str = f"file {number + 1} of {len(output.files)}") -> None:
+            nonlocal done
+            done += size
+            progress("writing", done, total, detail)
+
+        journal.enter(file.name, write_file(journal.folder, file, content(file), wrote))
+
+
+def _complete(planned: Plan, output: Output | None, folder: Path, how: Options) -> None:
+    """Add what lies beside the weights."""
+    if output:
+        write_side_files(output, folder)
+    said = describe(planned, how.seed, how.fixed)
+    (folder / "omnireg.json").write_text(said, encoding="utf-8")
+
+
+def _run_mergekit(
+    output: Output, out: Path, how: Options, host: PluginHost, progress: Progress
+) -> str:
+    from omnireg.engine.mergekit import merge_with_mergekit
+
+    with appearing(out) as folder, _scratch(out) as scratch:
+        staged = merge_with_mergekit(
+            output,
+            scratch,
+            host=host,
+            seed=how.seed,
+            options=how.mergekit,
+            allow_nonfinite=how.allow_nonfinite,
+            progress=lambda stage, done, total: progress(stage, done, total, "tensors"),
+        )
+        staged.check_nothing_lost()
+        digests = [
+            (file.name, write_file(folder, file, staged.content(file), lambda size: None))
+            for file in output.files
+        ]
+        _complete(output.plan, output, folder, how)
+    return combine_digests(digests)
+
+
+def _run_mergekit_whole(planned: Plan, out: Path, how: Options, host: PluginHost) -> str:
+    from omnireg.engine.mergekit import merge_whole
+
+    with appearing(out) as folder:
+        merge_whole(
+            planned,
+            folder,
+            host=host,
+            seed=how.seed,
+            options=how.mergekit,
+            allow_nonfinite=how.allow_nonfinite,
+        )
+        _complete(planned, None, folder, how)
+        return Checkpoint(str(out), folder).fingerprint
+
+
+def _identity(output: Output, how: Options) -> dict[str, Any]:
+    """Everything that the bytes of the result depend on."""
+    planned = output.plan
+    models = [item.model for item in planned.inputs] + ([planned.host] if planned.host else [])
+    files = {file for model in models for file in model.checkpoint.weight_files}
+    origin = planned.strategy.origin
+    return {
+        "recipe": planned.recipe.digest,
+        "strategy": f"{planned.strategy.name} of {origin.distribution} {origin.version}",
+        "inputs": {str(file.resolve()): _state(file) for file in files},
+        "seed": how.seed,
+        "options": how.fixed,
+        "versions": versions(),
+    }
+
+
+def _state(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _check_fits_host(planned: Plan) -> None:
+    """Find out before the work, not after it, that the host has no place for the result."""
+    if planned.host is None:
+        return
+    models = [planned.reference, *(item.model for item in planned.inputs)]
+    odd = next((m.checkpoint.ref for m in models if not m.tied_in_effect), None)
+    if planned.host.tied and odd:
+        raise PlanError(
+            f"{planned.host.checkpoint.ref} ties its head to its embedding, but {odd} does not;"
+            " carry a host with a head of its own, or set omnireg.output: backbone"
+        )
+    check_nothing_lost(planned.reference, align(planned.host, planned.reference), ByteReader())
 
 
 @contextmanager

@@ -4,9 +4,9 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
-from omnireg.backbone import LanguageModel
+from omnireg.alignment import LanguageModel
 from omnireg.checkpoint import Checkpoint, open_checkpoint
-from omnireg.engine.mergekit import versions
+from omnireg.engine.provenance import versions
 from omnireg.errors import CheckpointError, OmniregError, RegistryError
 from omnireg.host import PluginHost
 from omnireg.planning import Plan
@@ -143,7 +143,7 @@ def start(book: Registry, name: str, out: Path, plan: Plan, text: str, seed: int
         recipe_text=text,
         recipe_digest=plan.recipe.digest,
         strategy=plan.strategy.name,
-        engine="mergekit",
+        engine=str(plan.engine),
         strategy_distribution=origin.distribution,
         strategy_version=origin.version,
         seed=seed,

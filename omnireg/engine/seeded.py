@@ -1,12 +1,10 @@
 """Randomness that depends on the seed and the tensor's name alone, not on order or threads."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
-from typing import Any
 
 import torch
-from mergekit.graph import Task
-from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
-from mergekit.plan import MergePlanner
 
 
 def tensor_seed(seed: int, name: str) -> int:
@@ -14,45 +12,9 @@ def tensor_seed(seed: int, name: str) -> int:
     return int.from_bytes(sha256(f"{seed}:{name}".encode()).digest()[:8], "little", signed=False)
 
 
-class SeededTask(Task[Any]):  # type: ignore[misc]
-    """A merge of one tensor under a random state of its own."""
-
-    inner: ExecuteMergeMethodTask
-    seed: int
-
-    def arguments(self) -> dict[str, Task[Any]]:
-        """Return what the merge depends on."""
-        found: dict[str, Task[Any]] = self.inner.arguments()
-        return found
-
-    def group_label(self) -> str | None:
-        """Return where the inputs lie, so that they are read in order."""
-        label: str | None = self.inner.group_label()
-        return label
-
-    def uses_accelerator(self) -> bool:
-        """Return whether the method runs on an accelerator."""
-        return bool(self.inner.uses_accelerator())
-
-    def execute(self, **arguments: Any) -> torch.Tensor | None:
-        """Merge, leaving the caller's random state as it was."""
-        with torch.random.fork_rng():
-            torch.manual_seed(tensor_seed(self.seed, self.inner.output_weight.name))
-            merged: torch.Tensor | None = self.inner.execute(**arguments)
-        return merged
-
-
-class SeededPlanner(MergePlanner):  # type: ignore[misc]
-    """mergekit's planner, with every tensor's merge seeded by its name."""
-
-    def __init__(self, seed: int, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._seed = seed
-
-    def plan_tensor(self, *arguments: Any, **named: Any) -> None:
-        """Plan one tensor as mergekit does, then wrap its task."""
-        before = len(self._tensors)
-        super().plan_tensor(*arguments, **named)
-        for index in range(before, len(self._tensors)):
-            weight, task = self._tensors[index]
-            self._tensors[index] = (weight, SeededTask(inner=task, seed=self._seed))
+@contextmanager
+def seeded(seed: int, name: str) -> Iterator[None]:
+    """Give a tensor's merge a random state of its own, and the caller's back afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(tensor_seed(seed, name))
+        yield

@@ -6,8 +6,10 @@ mᵢ = 1 where τᵢ and τ★ agree in sign and |τᵢ| is significant. Where t
 to us: both readings are offered, neither is claimed to be the letter of the paper.
 """
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -18,21 +20,21 @@ from mergekit.merge_methods import (
     MergeMethodSpec,
     OptionalTensorPolicy,
     ParameterScope,
-    TensorEntry,
     TensorGroup,
 )
 from mergekit.merge_methods.base import ParameterSpec
 
-from omnireg.hookspecs import ListedModel, Scope
+from omnireg.hookspecs import ListedModel, Scope, Surveyed
 from omnireg.strategies.task_vectors import (
     FROM_BASE,
     NonNegative,
     absolute_sum,
     per_tensor_only,
+    span_sums,
     task_vector,
     working,
 )
-from omnireg.strategies.ties import TRIM_PARAMETERS, ties_vector
+from omnireg.strategies.ties import TRIM_PARAMETERS, TrimmedTogether, ties_vector
 
 
 class MaskRule(StrEnum):
@@ -50,13 +52,16 @@ class Rescale(StrEnum):
     L2 = "l2"
 
 
+_POWER = {Rescale.L1: 1, Rescale.L2: 2}
 #: where the mask minimises ‖θ̂ᵢ − θᵢ‖₁ element by element
 OPTIMAL_LAMBDA = {MaskRule.RATIO: 0.5, MaskRule.DISTANCE: 1.0}
 
 
-def merged_task_vector(group: TensorGroup, parameters: dict[str, Any]) -> torch.Tensor:
+def merged_task_vector(
+    group: TensorGroup, parameters: Mapping[str, Any], surveyed: Surveyed | None = None
+) -> torch.Tensor:
     """Return τ★ as it is stored: scaled, in the group's dtype."""
-    merged = parameters["scale"] * ties_vector(group, parameters)
+    merged = parameters["scale"] * ties_vector(group, parameters, surveyed)
     return merged.to(group.base.tensor.dtype)
 
 
@@ -87,22 +92,56 @@ def rescale_factor(vector: torch.Tensor, masked: torch.Tensor, rescale: Rescale)
     """Return sᵢ = ‖τᵢ‖ₚ / ‖mᵢ∘τ★‖ₚ, or 1 where the masked vector is zero."""
     if rescale is Rescale.NONE:
         return 1.0
-    power = 1 if rescale is Rescale.L1 else 2
+    power = _POWER[rescale]
     whole, kept = absolute_sum(vector, power), absolute_sum(masked, power)
     return float((whole / kept) ** (1 / power)) if kept else 1.0
 
 
-def choose(name: str, entries: Sequence[TensorEntry]) -> TensorEntry | None:
-    """Return the entry that ``name`` lists, comparing folders by where they are."""
-    wanted = _normalised(name)
-    return next((entry for entry in entries if _normalised(str(entry.id)) == wanted), None)
+def choose_index(name: str, refs: Sequence[str]) -> int:
+    """Return which reference ``name`` means, comparing folders by where they are.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    places = [_normalised(ref) for ref in refs]
+    if _normalised(name) not in places:
+        listed = ", ".join(refs)
+        raise ValueError(f"mask_of: {name!r} is not a listed model; choose one of: {listed}")
+    return places.index(_normalised(name))
 
 
 def _normalised(name: str) -> str:
     return os.path.realpath(Path(name).expanduser()) if Path(name).expanduser().exists() else name
 
 
-class Mmer(GroupMergeMethod):
+@dataclass(frozen=True)
+class Norms:
+    """‖τᵢ‖ₚᵖ and ‖mᵢ∘τ★‖ₚᵖ of the chosen model, beside the thresholds of an earlier survey."""
+
+    thresholds: Any
+    whole: float
+    kept: float
+
+
+class NormSums:
+    """Adds up both norms of the chosen model over all tensors."""
+
+    def __init__(self, thresholds: Any) -> None:
+        """Keep what earlier surveys found."""
+        self.thresholds = thresholds
+        self._sums: tuple[list[float], list[float]] = ([], [])
+
+    def add(self, observation: tuple[list[float], list[float]]) -> None:
+        """Take in the sums of one tensor's spans."""
+        for known, new in zip(self._sums, observation, strict=True):
+            known += new
+
+    def result(self) -> Norms:
+        """Return the norms of the whole model."""
+        return Norms(self.thresholds, *(math.fsum(sums) for sums in self._sums))
+
+
+class Mmer(TrimmedTogether, GroupMergeMethod):
     """θ₀ + mᵢ∘τ★ for ``mask_of``, θ₀ + τ★ without it."""
 
     spec = MergeMethodSpec(
@@ -153,28 +192,64 @@ class Mmer(GroupMergeMethod):
         ),
     )
 
-    def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
+    def survey(self, known: Surveyed, parameters: Mapping[str, Any]) -> Any:
+        """See :class:`omnireg.hookspecs.Surveying`."""
+        if isinstance(known.found, Norms):
+            return None
+        trim = super().survey(known, parameters)
+        if trim is None and _rescales_together(parameters):
+            return NormSums(known.found)
+        return trim
+
+    def observe(
+        self, survey: Any, group: TensorGroup, known: Surveyed, parameters: Mapping[str, Any]
+    ) -> Any:
+        """See :class:`omnireg.hookspecs.Surveying`."""
+        if not isinstance(survey, NormSums):
+            return super().observe(survey, group, known, parameters)
+        if parameters["mask_of"] not in [str(e.id) for e in group.non_base]:
+            return [], []
+        vector, masked = self._masked(group, self._change(group, parameters, known), parameters)
+        power = _POWER[parameters["rescale"]]
+        return span_sums(vector, power), span_sums(masked, power)
+
+    def merge_group(
+        self, group: TensorGroup, /, *, surveyed: Surveyed | None = None, **parameters: Any
+    ) -> torch.Tensor:
         """Merge one tensor group; all inputs and the result have one shape and dtype.
 
         Raises:
             ValueError: a whole-model scope was asked of an engine without a first pass, or
                 ``mask_of`` names no listed model.
         """
-        base, name = group.base, parameters["mask_of"]
-        if parameters["rescale"] is not Rescale.NONE:
+        base = group.base
+        norms = surveyed.found if surveyed and isinstance(surveyed.found, Norms) else None
+        if norms is None and parameters["rescale"] is not Rescale.NONE:
             per_tensor_only("rescale_scope", parameters["rescale_scope"])
-        change = working(merged_task_vector(group, parameters))
-        if name is not None:
-            change = self._decoupled(group, name, change, parameters)
+        change = self._change(group, parameters, surveyed)
+        if parameters["mask_of"] is not None:
+            vector, masked = self._masked(group, change, parameters)
+            if norms:
+                power = _POWER[parameters["rescale"]]
+                factor = (norms.whole / norms.kept) ** (1 / power) if norms.kept else 1.0
+            else:
+                factor = rescale_factor(vector, masked, parameters["rescale"])
+            change = factor * masked
         return (working(base.tensor) + change).to(base.tensor.dtype)
 
-    def _decoupled(
-        self, group: TensorGroup, name: str, merged: torch.Tensor, parameters: dict[str, Any]
+    def _change(
+        self, group: TensorGroup, parameters: Mapping[str, Any], surveyed: Surveyed | None
     ) -> torch.Tensor:
-        entry = choose(name, group.non_base)
-        if entry is None:
-            listed = ", ".join(str(e.id) for e in group.non_base)
-            raise ValueError(f"mask_of: {name!r} is not a listed model; choose one of: {listed}")
+        if surveyed and isinstance(surveyed.found, Norms):
+            surveyed = replace(surveyed, found=surveyed.found.thresholds)
+        return working(merged_task_vector(group, parameters, surveyed))
+
+    def _masked(
+        self, group: TensorGroup, merged: torch.Tensor, parameters: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return τᵢ and mᵢ∘τ★ of the chosen model."""
+        names = [str(e.id) for e in group.non_base]
+        entry = group.non_base[choose_index(parameters["mask_of"], names)]
         vector = task_vector(entry, group.base)
         keep = mask(
             vector,
@@ -183,8 +258,15 @@ class Mmer(GroupMergeMethod):
             threshold=parameters["mask_lambda"][entry.id],
             directional=parameters["directional"],
         )
-        masked = torch.where(keep, merged, 0)
-        return rescale_factor(vector, masked, parameters["rescale"]) * masked
+        return vector, torch.where(keep, merged, 0)
+
+
+def _rescales_together(parameters: Mapping[str, Any]) -> bool:
+    return (
+        parameters["rescale"] is not Rescale.NONE
+        and parameters["rescale_scope"] is Scope.MODEL
+        and parameters["mask_of"] is not None
+    )
 
 
 METHOD = Mmer()

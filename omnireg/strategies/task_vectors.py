@@ -6,7 +6,7 @@ the rest count for it; lacking in every model it is the base's; lacking in the b
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from mergekit.merge_methods import BasePolicy, InputContract, TensorEntry
@@ -22,7 +22,9 @@ NonNegative = Annotated[float, Field(ge=0)]
 #: a base and at least one model that was fine-tuned from it
 FROM_BASE = InputContract(base=BasePolicy.REQUIRED, min_inputs=2, min_non_base=1)
 
-_LANES = 1024
+#: how many elements are added up before sums are combined, and what an engine hands out at once
+SPAN = 1 << 22
+LANES = 1024
 
 
 def per_tensor_only(parameter: str, scope: Scope) -> None:
@@ -49,14 +51,23 @@ def task_vector(entry: TensorEntry, base: TensorEntry) -> torch.Tensor:
 
 
 def absolute_sum(tensor: torch.Tensor, power: int = 1) -> float:
-    """Return Σ|x|ᵖ in float64, the same bits whatever the thread count.
+    """Return Σ|x|ᵖ in float64, the same bits whatever the thread count."""
+    return math.fsum(span_sums(tensor, power))
 
-    Elements are added in storage order into 1024 interleaved accumulators, whose exact sum is
-    rounded once: an order that a vectorised loop can keep.
+
+def span_sums(tensor: torch.Tensor, power: int = 1) -> list[float]:
+    """Return Σ|x|ᵖ of every run of :data:`SPAN` elements, so that runs can be added up apart.
+
+    Elements are added in storage order into 1024 interleaved accumulators, an order that a
+    vectorised loop can keep; their exact sum is rounded once.
     """
-    flat = tensor.detach().abs().reshape(-1).cpu().numpy().astype("float64")
-    if power != 1:
-        flat = flat**power
-    whole = flat.size - flat.size % _LANES
-    lanes = flat[:whole].reshape(-1, _LANES).sum(axis=0)
-    return math.fsum((*lanes.tolist(), *flat[whole:].tolist()))
+    flat = tensor.detach().abs().reshape(-1).cpu().numpy()
+    return [_span_sum(flat[i : i + SPAN], power) for i in range(0, flat.size, SPAN)]
+
+
+def _span_sum(flat: Any, power: int) -> float:
+    wide = flat.astype("float64") ** power
+    whole = wide.size - wide.size % LANES
+    lanes = wide[:whole].reshape(-1, LANES).sum(axis=0)
+    lanes[: wide.size - whole] += wide[whole:]
+    return math.fsum(lanes.tolist())

@@ -1,6 +1,6 @@
 """TIES: trim, elect signs, disjoint mean (arXiv 2306.01708), exact to the last element."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from mergekit.merge_methods import (
 )
 from mergekit.merge_methods.base import ParameterSpec
 
-from omnireg.hookspecs import Scope
+from omnireg.hookspecs import Scope, Surveyed
 from omnireg.strategies.task_vectors import (
     FROM_BASE,
     Fraction,
@@ -21,6 +21,7 @@ from omnireg.strategies.task_vectors import (
     task_vector,
     working,
 )
+from omnireg.strategies.thresholds import Thresholds, count, next_count
 
 #: shared by omni_ties and mmer
 TRIM_PARAMETERS = (
@@ -76,19 +77,76 @@ def elect_and_average(
     return torch.where(divisor != 0, total / divisor, 0)
 
 
-def ties_vector(group: TensorGroup, parameters: dict[str, Any]) -> torch.Tensor:
-    """Return the merged task vector of a group in working precision, before any scaling."""
-    per_tensor_only("trim_scope", parameters["trim_scope"])
+def trim_at(vector: torch.Tensor, magnitude: int, quota: int) -> torch.Tensor:
+    """Keep what is above a magnitude, and the first ``quota`` elements equal to it; zero the rest.
+
+    ``magnitude`` is the bits of a float32. Same shape and dtype as the input.
+    """
+    bits = vector.contiguous().view(torch.int32) & 0x7FFFFFFF
+    equal = (bits == magnitude).reshape(-1)
+    keep = (bits > magnitude) | (equal & (equal.cumsum(0) <= quota)).view_as(bits)
+    return torch.where(keep, vector, 0)
+
+
+def vectors_of(group: TensorGroup, known: Surveyed) -> dict[int, Any]:
+    """Return the task vectors of a group as float32 arrays, by the place of their model.
+
+    Raises:
+        ValueError: they are float64, whose magnitudes no survey counts.
+    """
+    vectors = {known.place(e.id): task_vector(e, group.base) for e in group.non_base}
+    if any(vector.dtype != torch.float32 for vector in vectors.values()):
+        raise ValueError("trim_scope: model is for float32 and shorter; set dtype: float32")
+    return {place: vector.cpu().numpy() for place, vector in vectors.items()}
+
+
+class TrimmedTogether:
+    """The first pass of a strategy that trims the whole model at once."""
+
+    def survey(self, known: Surveyed, parameters: Mapping[str, Any]) -> Any:
+        """See :class:`omnireg.hookspecs.Surveying`."""
+        if parameters["trim_scope"] is not Scope.MODEL:
+            return None
+        densities = [parameters["density"][model] for model in known.models]
+        return next_count(known.found, densities)
+
+    def observe(
+        self, survey: Any, group: TensorGroup, known: Surveyed, parameters: Mapping[str, Any]
+    ) -> Any:
+        """See :class:`omnireg.hookspecs.Surveying`."""
+        return count(survey, vectors_of(group, known))
+
+
+def trimmed(
+    group: TensorGroup, parameters: Mapping[str, Any], surveyed: Surveyed | None
+) -> list[torch.Tensor]:
+    """Return the trimmed task vectors of a group, each by its own density or by the model's."""
     entries = group.non_base
-    vectors = [
-        trim(task_vector(entry, group.base), density)
-        for entry, density in zip(entries, parameters["density"].values_for(entries), strict=True)
+    vectors = [task_vector(entry, group.base) for entry in entries]
+    if parameters["trim_scope"] is not Scope.MODEL or surveyed is None:
+        per_tensor_only("trim_scope", parameters["trim_scope"])
+        densities = parameters["density"].values_for(entries)
+        return [trim(v, density) for v, density in zip(vectors, densities, strict=True)]
+    found: Thresholds = surveyed.found
+    quotas = found.quotas(surveyed.number)
+    places = [surveyed.place(entry.id) for entry in entries]
+    return [
+        trim_at(vector, int(found.magnitudes[place]), int(quotas[place]))
+        for vector, place in zip(vectors, places, strict=True)
     ]
+
+
+def ties_vector(
+    group: TensorGroup, parameters: Mapping[str, Any], surveyed: Surveyed | None = None
+) -> torch.Tensor:
+    """Return the merged task vector of a group in working precision, before any scaling."""
+    entries = group.non_base
+    vectors = trimmed(group, parameters, surveyed)
     weights = parameters["weight"].values_for(entries)
     return elect_and_average(vectors, weights, normalize=parameters["normalize"])
 
 
-class OmniTies(GroupMergeMethod):
+class OmniTies(TrimmedTogether, GroupMergeMethod):
     """θ = θ₀ + λ·TIES(τ₁…τₙ), computed in float32 and rounded once."""
 
     spec = MergeMethodSpec(
@@ -103,14 +161,16 @@ class OmniTies(GroupMergeMethod):
         ),
     )
 
-    def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
+    def merge_group(
+        self, group: TensorGroup, /, *, surveyed: Surveyed | None = None, **parameters: Any
+    ) -> torch.Tensor:
         """Merge one tensor group; all inputs and the result have one shape and dtype.
 
         Raises:
             ValueError: ``trim_scope: model`` was asked of an engine without a first pass.
         """
         base = group.base
-        merged = parameters["lambda"] * ties_vector(group, parameters)
+        merged = parameters["lambda"] * ties_vector(group, parameters, surveyed)
         return (working(base.tensor) + merged).to(base.tensor.dtype)
 
 

@@ -1,41 +1,29 @@
-"""From a recipe to a plan: what will be read, merged, carried and written, from headers alone.
+"""Whether the checkpoints of a recipe fit together, and how."""
 
-Everything that can be wrong with a recipe or with the way its checkpoints fit together is found
-here, before a byte of weights is read or written.
-"""
-
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import ValidationError
-
-from omnireg.backbone import (
+from omnireg.alignment import (
     EMBEDDING,
     HEAD,
+    LAYER,
     Alignment,
-    BackboneReader,
     LanguageModel,
     align,
     find_language_model,
 )
-from omnireg.checkpoint import open_checkpoint
+from omnireg.checkpoint import Checkpoint, open_checkpoint
 from omnireg.errors import ConfigError, PlanError, did_you_mean
-from omnireg.hookspecs import ListedModel, Scope
 from omnireg.host import PluginHost, Strategy
 from omnireg.loading import check_complete
-from omnireg.recipe import Output, Recipe
-
-if TYPE_CHECKING:
-    from mergekit.merge_methods.base import MergeMethodSpec, ParameterSpec
+from omnireg.planning.parameters import Resolver, check_parameters, names_a_model, same_place
+from omnireg.recipe import Output, Recipe, as_recipe
+from omnireg.sources import Source, aligned, source
 
 Signature = tuple[str, tuple[int, ...]]
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
-_LISTED = get_args(ListedModel)[1]
 
 
 class Shape(StrEnum):
@@ -60,6 +48,30 @@ class Input:
         return self.alignment.model
 
 
+class Engine(StrEnum):
+    """Who runs a plan."""
+
+    STREAM = "stream"
+    MERGEKIT = "mergekit"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One tensor that is merged.
+
+    Attributes:
+        dtype: in which it is written, by its safetensors name.
+        sources: the inputs that have it, in the order of the recipe.
+        position: of its layer, from 0 to 1; 0 outside the layers.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sources: tuple[Source, ...]
+    position: float
+
+
 @dataclass(frozen=True)
 class Plan:
     """A merge that is known to fit.
@@ -78,6 +90,7 @@ class Plan:
     reference: LanguageModel
     shape: Shape
     host: LanguageModel | None
+    engine: Engine = Engine.STREAM
     planned_by_mergekit: bool = False
 
     @cached_property
@@ -86,17 +99,28 @@ class Plan:
         return not self.reference.tied or not all(i.model.tied_in_effect for i in self.inputs)
 
     @cached_property
-    def tensors(self) -> dict[str, Signature]:
-        """Dtype and shape of every merged tensor, by the name it is merged under."""
+    def merged(self) -> dict[str, Merged]:
+        """Every merged tensor, by the name it is merged under."""
         names = [name for name in self.reference.tensors if name != HEAD]
         names += [HEAD] if self.own_head else []
         names += self.reference.carried if self.shape is Shape.WHOLE else ()
-        return {name: self._signature(name) for name in names}
+        return {name: self._merged(name) for name in names}
+
+    @property
+    def tensors(self) -> dict[str, Signature]:
+        """Dtype and shape of every merged tensor."""
+        return {name: (tensor.dtype, tensor.shape) for name, tensor in self.merged.items()}
 
     @cached_property
     def optional(self) -> frozenset[str]:
         """Names that some input explainably lacks."""
         return frozenset(n for i in self.inputs for n in i.alignment.absent if n != HEAD)
+
+    def checkpoint(self, ref: str) -> Checkpoint:
+        """Return a parent's checkpoint by its reference."""
+        found = next((item.model for item in self.inputs if item.ref == ref), self.host)
+        assert found is not None
+        return found.checkpoint
 
     @property
     def parents(self) -> list[tuple[str, str, float | None]]:
@@ -125,16 +149,41 @@ class Plan:
         """What the result takes in besides text."""
         return sorted(self.host.layout.senses) if self.host else []
 
-    def _signature(self, name: str) -> Signature:
+    @cached_property
+    def resolver(self) -> Resolver:
+        """What gives every tensor its parameters."""
+        order = [item.ref for item in self.inputs]
+        return Resolver(self.recipe, self.strategy.load().spec, order)
+
+    def _merged(self, name: str) -> Merged:
+        sources = tuple(s for item in self.inputs if (s := self._source(item, name)))
         dtype = self.recipe.out_dtype or self.recipe.dtype
+        code = _DTYPES[dtype] if dtype else promoted([s.dtype for s in sources])
+        return Merged(name, code, sources[0].shape, sources, self._position(name))
+
+    def _source(self, item: Input, name: str) -> Source | None:
+        """Where an input has a tensor; None where it explainably lacks it."""
         if name in self.reference.carried:
-            header = self.reference.checkpoint.tensors[name]
-            return _DTYPES[dtype] if dtype else header.dtype, header.shape
-        having = [
-            i.alignment for i in self.inputs if name not in i.alignment.absent or name == HEAD
-        ]
-        signatures = [BackboneReader(alignment).signature(name) for alignment in having]
-        return _DTYPES[dtype] if dtype else promoted([s[0] for s in signatures]), signatures[0][1]
+            return source(item.ref, item.model.checkpoint.tensors[name])
+        if name in item.alignment.absent and name != HEAD:
+            return source(item.ref, self.reference.header(name)) if self._is_named(item) else None
+        return aligned(item.ref, item.alignment, name)
+
+    def _is_named(self, item: Input) -> bool:
+        """Whether a parameter names this input, so that it must have every tensor.
+
+        Where it has none its task vector is zero, and so is the base's own copy's.
+        """
+        named = [p.name for p in self.strategy.load().spec.parameters if names_a_model(p)]
+        chosen = [v for n in named if isinstance(v := (self.recipe.parameters or {}).get(n), str)]
+        return same_place(item.ref) in [same_place(ref) for ref in chosen]
+
+    def _position(self, name: str) -> float:
+        """Where a tensor stands between the first layer, 0, and the last, 1."""
+        layer = LAYER.search(name) if name in self.reference.tensors else None
+        if not layer:
+            return 0.0
+        return int(layer[1]) / (self.reference.depth - 1) if self.reference.depth > 1 else 1.0
 
 
 def promoted(dtypes: list[str]) -> str:
@@ -145,21 +194,32 @@ def promoted(dtypes: list[str]) -> str:
     return "F64" if "F64" in kinds else "F32"
 
 
-def plan(recipe: Recipe, host: PluginHost | None = None) -> Plan:
+def plan(
+    recipe: Recipe | Path | str, host: PluginHost | None = None, *, engine: str = "auto"
+) -> Plan:
     """Plan a merge.
+
+    Args:
+        recipe: a recipe, the path of one, or its YAML text.
+        host: plugins to use; all installed ones when None.
+        engine: ``stream``, ``mergekit``, or ``auto``: stream for all that it can plan.
 
     Raises:
         ConfigError: the method, a parameter or the ``omnireg:`` block is wrong.
         CheckpointError: an input is missing or damaged.
         PlanError: the inputs do not fit together.
     """
+    recipe, _ = as_recipe(recipe)
     host = host or PluginHost()
     strategy = _strategy(recipe, host)
     spec = strategy.load().spec
+    reasons = what_only_mergekit_plans(recipe)
+    chosen = _engine(engine, reasons)
     _check_dtypes(recipe)
     _check_inputs(recipe, strategy)
-    check_parameters(recipe, spec)
-    if _needs_mergekit_planner(recipe):
+    surveys = chosen is Engine.STREAM and hasattr(strategy.load(), "survey")
+    check_parameters(recipe, spec, first_pass=surveys)
+    if reasons:
         return _left_to_mergekit(recipe, strategy, host)
     models = {ref: open_model(ref, host) for ref in recipe.references}
     reference = models[recipe.base_model or recipe.references[0]]
@@ -167,7 +227,20 @@ def plan(recipe: Recipe, host: PluginHost | None = None) -> Plan:
         Input(ref, "base" if ref == recipe.base_model else "model", align(models[ref], reference))
         for ref in _order(recipe)
     )
-    return _shaped(recipe, strategy, inputs, reference, host)
+    return replace(_shaped(recipe, strategy, inputs, reference, host), engine=chosen)
+
+
+def _engine(asked: str, reasons: list[str]) -> Engine:
+    if asked not in ("auto", *Engine):
+        raise ConfigError(
+            f"unknown engine {asked!r}{did_you_mean(asked, list(Engine))};"
+            " use auto, stream or mergekit"
+        )
+    if asked == Engine.STREAM and reasons:
+        raise ConfigError(
+            f"the stream engine does not plan {', '.join(reasons)}; use --engine auto"
+        )
+    return Engine.MERGEKIT if reasons or asked == Engine.MERGEKIT else Engine.STREAM
 
 
 def _shaped(
@@ -295,98 +368,16 @@ def _check_inputs(recipe: Recipe, strategy: Strategy) -> None:
         raise ConfigError(f"{spec.name}: {exc}") from exc
 
 
-def same_place(ref: str) -> str:
-    """Return a reference in a form that is equal for equal folders."""
-    path = Path(ref).expanduser()
-    return os.path.realpath(path) if path.exists() else ref
-
-
-def check_parameters(recipe: Recipe, spec: "MergeMethodSpec") -> None:
-    """Check every parameter of a recipe against the method's declaration.
-
-    Raises:
-        ConfigError: unknown, in the wrong place, out of range, missing, or a whole-model scope
-            that this engine cannot serve.
-    """
-    known = {parameter.name: parameter for parameter in spec.parameters}
-    for where, block in recipe.parameter_blocks():
-        of_a_model = "models[" in where or "sources[" in where
-        for name, setting in block.items():
-            if name not in known:
-                hint = did_you_mean(name, known) or f"; it has {', '.join(known) or 'none'}"
-                raise ConfigError(f"{where}: {spec.name} has no parameter {name!r}{hint}")
-            if of_a_model and known[name].scope == "shared":
-                raise ConfigError(
-                    f"{where}: {name!r} is one value for the whole merge; move it to the top-level"
-                    " parameters"
-                )
-            for value in _leaves(setting, f"{where}.{name}"):
-                _check_value(recipe, known[name], value, f"{where}.{name}")
-    for parameter in spec.parameters:
-        _check_present(recipe, parameter)
-
-
-def _leaves(setting: Any, where: str) -> Iterator[Any]:
-    """Yield the plain values of a setting: itself, a gradient's, or each condition's."""
-    if isinstance(setting, list):
-        for item in setting:
-            yield from _leaves(item, where)
-    elif isinstance(setting, Mapping):
-        unknown = set(setting) - {"filter", "value"}
-        if unknown or "value" not in setting:
-            raise ConfigError(f"{where}: a condition has the keys value and (optional) filter")
-        yield from _leaves(setting["value"], where)
-    else:
-        yield setting
-
-
-def _check_value(recipe: Recipe, parameter: "ParameterSpec", value: Any, where: str) -> None:
-    try:
-        valid = parameter.validate(value)
-    except ValidationError as exc:
-        raise ConfigError(f"{where}: {value!r}: {exc.errors()[0]['msg']}") from exc
-    if valid is Scope.MODEL:
-        raise ConfigError(
-            f"{where}: model needs a first pass over all weights, which only the streaming engine"
-            f" makes; use {parameter.name}: tensor"
-        )
-    if names_a_model(parameter) and valid is not None:
-        listed = [entry.model for entry in recipe.merged_models]
-        if same_place(valid) not in [same_place(ref) for ref in listed]:
-            raise ConfigError(
-                f"{where}: {value!r} is not a listed model; choose one of: {', '.join(listed)}"
-            )
-
-
-def names_a_model(parameter: "ParameterSpec") -> bool:
-    """Whether a parameter's type is :data:`omnireg.hookspecs.ListedModel`, optional or not."""
-    kinds = (parameter.value_type, *get_args(parameter.value_type))
-    return any(_LISTED in get_args(kind)[1:] for kind in kinds)
-
-
-def _check_present(recipe: Recipe, parameter: "ParameterSpec") -> None:
-    if not parameter.required or parameter.name in (recipe.parameters or {}):
-        return
-    for entry in recipe.models or ():
-        is_base = entry.model == recipe.base_model
-        if parameter.scope == "non_base" and is_base:
-            continue
-        if parameter.scope == "shared" or parameter.name not in (entry.parameters or {}):
-            raise ConfigError(
-                f"{recipe.merge_method} needs the parameter {parameter.name!r}"
-                + ("" if parameter.scope == "shared" else f" for {entry.model}")
-            )
-
-
-def _needs_mergekit_planner(recipe: Recipe) -> bool:
-    return bool(
-        recipe.slices
-        or recipe.modules
-        or recipe.tokenizer
-        or recipe.tokenizer_source
-        or recipe.chat_template
-        or any("+" in ref for ref in recipe.references)
-    )
+def what_only_mergekit_plans(recipe: Recipe) -> list[str]:
+    """Return what a recipe asks for that only mergekit's own planner does."""
+    asked = {
+        "slices": recipe.slices,
+        "modules": recipe.modules,
+        "tokenizer surgery": recipe.tokenizer or recipe.tokenizer_source,
+        "chat_template": recipe.chat_template,
+        "LoRA adapters": any("+" in ref for ref in recipe.references),
+    }
+    return [what for what, given in asked.items() if given]
 
 
 def _left_to_mergekit(recipe: Recipe, strategy: Strategy, host: PluginHost) -> Plan:
@@ -404,4 +395,6 @@ def _left_to_mergekit(recipe: Recipe, strategy: Strategy, host: PluginHost) -> P
         role = "base" if ref == recipe.base_model else "model"
         inputs.append(Input(ref, role, align(model, model)))
     reference = found[recipe.base_model or recipe.references[0]]
-    return Plan(recipe, strategy, tuple(inputs), reference, Shape.BACKBONE, None, True)
+    return Plan(
+        recipe, strategy, tuple(inputs), reference, Shape.BACKBONE, None, Engine.MERGEKIT, True
+    )

@@ -1,0 +1,88 @@
+"""``omnireg plan`` and ``omnireg verify``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from omnireg.cli.merge import engine_option, plugin_option, plugins
+from omnireg.cli.output import Settings, common_options, hint, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from omnireg.engine.outlook import Outlook
+
+
+@click.command("plan")
+@click.argument("config", type=click.Path(path_type=Path))
+@engine_option
+@plugin_option
+@click.option("--tensors", is_flag=True, help="List every tensor, and what it is made of.")
+@common_options
+@click.pass_obj
+def plan_command(
+    settings: Settings, config: Path, engine: str, plugin_file: Path | None, tensors: bool
+) -> None:
+    """Show what the recipe CONFIG would read, do and write, from headers alone."""
+    from omnireg.engine.outlook import outlook
+    from omnireg.planning import plan
+
+    found = outlook(plan(config, plugins(plugin_file), engine=engine))
+    if settings.as_json:
+        print_json(found.to_json())
+        return
+    _print(found, tensors=tensors)
+    hint(f"next: omnireg merge {config} OUT")
+
+
+def _print(found: "Outlook", *, tensors: bool) -> None:
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.tree import Tree
+
+    data = found.to_json()
+    counts = data["tensors"]
+    top = Tree(f"{data['strategy']} by the {data['engine']} engine, digest {data['digest'][:12]}")
+    inputs = top.add("inputs")
+    for item in data["inputs"]:
+        known = f", fingerprint {item['fingerprint'][:12]}" if item["fingerprint"] else ""
+        inputs.add(f"{item['ref']} ({item['role']}{known})")
+    top.add(
+        f"tensors: {counts['merged']} merged ({counts['fused']} by a compiled pass),"
+        f" {counts['carried']} carried, {len(counts['absent'])} absent"
+    )
+    for name in counts["absent"]:
+        top.children[-1].add(name)
+    size = decimal(data["output"]["bytes"])
+    files = top.add(f"output: {size} in {data['output']['shards']} files")
+    for file in data["files"]:
+        branch = files.add(
+            f"{file['name']}: {decimal(file['bytes'])}, {len(file['tensors'])} tensors"
+        )
+        for tensor in file["tensors"] if tensors else ():
+            made = ", ".join(f"{ref}: {name}" for ref, name in tensor["inputs"].items())
+            branch.add(
+                f"{tensor['name']} {tensor['dtype']} @{tensor['offset']}: {made or 'carried'}"
+            )
+    top.add(f"memory: about {decimal(data['peak_memory_bytes'])} at most")
+    Console(highlight=False, markup=False, soft_wrap=True).print(top)
+
+
+@click.command("verify")
+@click.argument("name")
+@click.option("--rerun", is_flag=True, help="Merge again in a scratch folder, and compare that.")
+@common_options
+@click.pass_obj
+def verify_command(settings: Settings, name: str, rerun: bool) -> None:
+    """Compare the files of NAME with the fingerprint that was recorded; exit 1 if they differ."""
+    from omnireg.engine.verifying import verify
+
+    with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
+        verdict = verify(book, name, rerun=rerun, progress=progress)
+    if settings.as_json:
+        print_json(verdict.to_json())
+    else:
+        what = "merged again" if rerun else "the files"
+        said = "as recorded" if verdict.ok else f"NOT as recorded, {verdict.expected}"
+        click.echo(f"{verdict.name}: {what}: {verdict.found}: {said}")
+    if not verdict.ok:
+        raise SystemExit(1)

@@ -1,0 +1,273 @@
+"""Merged tensors one at a time: by a compiled pass over chunks, or by the method's torch code."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from mergekit.merge_methods import MergeMethod
+
+from omnireg.alignment import VOCABULARY
+from omnireg.engine.seeded import seeded
+from omnireg.engine.translated import translated
+from omnireg.errors import CheckpointError, MergeError, OmniregError
+from omnireg.hookspecs import Surveyed
+from omnireg.planning import Merged, Plan
+from omnireg.planning.parameters import Bound
+from omnireg.shards import ByteReader
+from omnireg.strategies.kernels.choose import KINDS, Tensor, fuse
+from omnireg.strategies.kernels.fused import STORAGE, Chunk, Fused
+from omnireg.strategies.task_vectors import SPAN
+from omnireg.tensors import TORCH_DTYPES, as_bytes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all tensors of a merge have in common."""
+
+    plan: Plan
+    read: ByteReader
+    seed: int = 0
+    device: str = "cpu"
+    allow_nonfinite: bool = False
+
+    @cached_property
+    def method(self) -> MergeMethod:
+        """The merge method."""
+        return self.plan.strategy.load()
+
+    @cached_property
+    def refs(self) -> tuple[str, ...]:
+        """All inputs, in the order of the recipe."""
+        return tuple(item.ref for item in self.plan.inputs)
+
+    @property
+    def base(self) -> str | None:
+        """The base's reference."""
+        return self.plan.recipe.base_model
+
+    @cached_property
+    def models(self) -> tuple[str, ...]:
+        """The inputs that are not the base."""
+        return tuple(ref for ref in self.refs if ref != self.base)
+
+
+@dataclass
+class Job:
+    """One merged tensor, and how it is computed.
+
+    ``number`` counts the chunks that were surveyed before it, where the whole model was.
+    """
+
+    merged: Merged
+    settings: Settings
+    found: Any = None
+    number: int = 0
+    _seen: set[int] = field(default_factory=set)
+
+    @cached_property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.merged.sources[0].numel
+
+    @property
+    def chunks(self) -> int:
+        """In how many chunks it is computed."""
+        return -(-self.numel // SPAN) if self.fused else 1
+
+    @cached_property
+    def bound(self) -> Bound:
+        """Its parameters."""
+        return self.settings.plan.resolver.bind(self.merged.name, self.merged.position)
+
+    @cached_property
+    def fused(self) -> Fused | None:
+        """The compiled pass, where there is one for these inputs."""
+        plan, sources = self.settings.plan, self.merged.sources
+        dtypes = {source.dtype for source in sources} | {self.merged.dtype}
+        code = self.merged.dtype
+        if len(dtypes) > 1 or code not in KINDS or not all(s.uniform for s in sources):
+            return None
+        if plan_dtype(plan) not in (None, TORCH_DTYPES()[code]):
+            return None
+        if self.settings.device != "cpu" or self.settings.allow_nonfinite:
+            return None
+        tensor = Tensor(
+            KINDS[code],
+            self.numel,
+            tuple(source.ref for source in sources),
+            self.settings.refs,
+            self.settings.base,
+            self.bound.shared,
+            self.bound.per_input,
+        )
+        return fuse(self.settings.method, tensor)
+
+    # chunks
+
+    def observe(self, survey: Any, chunk: int) -> Any:
+        """Look at a chunk for a survey, with the compiled pass or with the method's own code."""
+        if self.fused:
+            with self._chunk(chunk) as view:
+                return self.fused.observe(survey, view)
+        method: Any = self.settings.method
+        return method.observe(survey, self._group(), self._known, self._parameters())
+
+    def emit(self, chunk: int) -> memoryview:
+        """Return the bytes of a finished chunk."""
+        if not self.fused:
+            return memoryview(as_bytes(self.tensor()))
+        with self._chunk(chunk) as view:
+            (merged,) = self.fused.emit(view, self.found, self.number + chunk)
+        return merged.data.cast("B")
+
+    def _chunk(self, number: int) -> "_View":
+        start = number * SPAN
+        return _View(self, start, min(start + SPAN, self.numel), number)
+
+    # the method's own code
+
+    @property
+    def _known(self) -> Surveyed:
+        return Surveyed(self.settings.models, self.found, self.number)
+
+    def tensor(self) -> torch.Tensor:
+        """Return the merged tensor, computed by the method's own code."""
+        plan = self.settings.plan
+        with translated(plan), seeded(self.settings.seed, self.merged.name):
+            result = self._task().execute(tensors=self._inputs())
+        if result is None:
+            raise MergeError(f"{plan.recipe.merge_method} left out tensor {self.merged.name}")
+        return result.to(device="cpu", dtype=TORCH_DTYPES()[self.merged.dtype])  # type: ignore[no-any-return]
+
+    def _inputs(self) -> dict[Any, torch.Tensor]:
+        from mergekit.common import ModelReference
+
+        named = plan_dtype(self.settings.plan)
+        found = {}
+        for source in self.merged.sources:
+            tensor = source.tensor(self.settings.read)
+            if not self.settings.allow_nonfinite:
+                check_finite(source.ref, self.merged.name, tensor)
+            wanted = named if named and tensor.is_floating_point() else tensor.dtype
+            ref = ModelReference.model_validate(source.ref)
+            found[ref] = tensor.to(device=self.settings.device, dtype=wanted)
+        return found
+
+    def _task(self) -> Any:
+        """Return mergekit's own task for this tensor, so that its policies apply."""
+        from mergekit.architecture import WeightInfo
+        from mergekit.common import ImmutableMap, ModelReference
+        from mergekit.io.tasks import GatherTensors
+        from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
+
+        refs = {ref: ModelReference.model_validate(ref) for ref in self.settings.refs}
+        name, base = self.merged.name, self.settings.base
+        shared = dict(self.bound.shared)
+        if self.found is not None:
+            shared["surveyed"] = self._known
+        return ExecuteMergeMethodTask(
+            method_name=self.settings.method.spec.name,
+            gather_tensors=GatherTensors(weight_info=ImmutableMap(data={})),
+            model_order=tuple(refs.values()),
+            base_model=refs[base] if base else None,
+            output_weight=WeightInfo(
+                name=name,
+                optional=name in self.settings.plan.optional,
+                vocabulary_axis=0 if name in VOCABULARY else None,
+            ),
+            parameters=ImmutableMap(data=shared),
+            input_parameters=ImmutableMap(
+                data={refs[r]: ImmutableMap(data=dict(v)) for r, v in self.bound.per_input.items()}
+            ),
+        )
+
+    def _group(self) -> Any:
+        from mergekit.merge_methods import TensorEntry, TensorGroup
+        from mergekit.merge_methods.dtype import align_dtype
+
+        entries = tuple(
+            TensorEntry(str(ref), tensor, str(ref) == self.settings.base)
+            for ref, tensor in self._inputs().items()
+        )
+        return align_dtype(TensorGroup(entries))
+
+    def _parameters(self) -> Mapping[str, Any]:
+        return parameters_of(self.bound, self.settings.method, self.settings.models)
+
+
+def parameters_of(bound: Bound, method: MergeMethod, models: tuple[str, ...]) -> dict[str, Any]:
+    """Return parameters as ``merge_group`` gets them, per-input values by reference."""
+    found = dict(bound.shared)
+    for parameter in method.spec.input_parameters:
+        wanted = models if parameter.scope == "non_base" else tuple(bound.per_input)
+        found[parameter.name] = {ref: bound.per_input[ref][parameter.name] for ref in wanted}
+    return found
+
+
+def plan_dtype(plan: Plan) -> torch.dtype | None:
+    """The dtype in which a recipe wants its inputs."""
+    return getattr(torch, plan.recipe.dtype) if plan.recipe.dtype else None
+
+
+def check_finite(ref: str, name: str, tensor: torch.Tensor) -> None:
+    """Refuse NaN and Inf.
+
+    Raises:
+        CheckpointError: names the tensor.
+    """
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise nonfinite(ref, name)
+
+
+def nonfinite(ref: str, name: str) -> OmniregError:
+    """Return the error about a tensor with NaN or Inf."""
+    return CheckpointError(
+        f"{ref}: tensor {name} holds NaN or Inf; fix the checkpoint, or pass --allow-nonfinite"
+    )
+
+
+class _View:
+    """A chunk of every input by address, kept alive while it is used."""
+
+    def __init__(self, job: Job, start: int, stop: int, number: int) -> None:
+        self._job, self._start, self._stop, self._number = job, start, stop, number
+
+    def __enter__(self) -> Chunk:
+        job = self._job
+        kind = KINDS[job.merged.dtype]
+        sources, settings = job.merged.sources, job.settings
+        self._arrays = [
+            _array(source.pieces(settings.read, self._start, self._stop), STORAGE[kind])
+            for source in sources
+        ]
+        refs = [source.ref for source in sources]
+        places = None
+        if job.found is not None or len(refs) < len(settings.refs):
+            places = tuple(settings.models.index(ref) for ref in refs if ref != settings.base)
+        chunk = Chunk(
+            kind,
+            self._stop - self._start,
+            np.array([array.ctypes.data for array in self._arrays], np.int64),
+            refs.index(settings.base) if settings.base in refs else None,
+            places,
+        )
+        if self._number not in job._seen:
+            job._seen.add(self._number)
+            for odd in chunk.nonfinite():
+                raise nonfinite(refs[odd], job.merged.name)
+        return chunk
+
+    def __exit__(self, *_: object) -> None:
+        del self._arrays
+
+
+def _array(pieces: Iterator[memoryview], storage: Any) -> Any:
+    """Return the elements of adjoining pieces, as a view where there is only one."""
+    arrays = [np.frombuffer(piece, np.uint8) for piece in pieces]
+    data = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    if data.ctypes.data % np.dtype(storage).itemsize:
+        data = data.copy()
+    return data.view(storage)

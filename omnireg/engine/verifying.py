@@ -1,0 +1,132 @@
+"""Do the files still match the record, and does merging again give the same bytes?"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omnireg.checkpoint import Checkpoint, open_checkpoint
+from omnireg.engine.merging import Progress, merge
+from omnireg.engine.recording import find_record
+from omnireg.errors import RegistryError
+from omnireg.host import PluginHost
+from omnireg.planning.parameters import relocated
+from omnireg.recipe import Recipe, parse_recipe
+from omnireg.registry import Checkpoint as Record
+from omnireg.registry import Registry, Run
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The recorded fingerprint beside the one that was found."""
+
+    name: str
+    expected: str
+    found: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether they are the same."""
+        return self.expected == self.found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verdict as ``omnireg verify --json`` prints it."""
+        return {"ok": self.ok, "expected": self.expected, "found": self.found}
+
+
+def verify(
+    book: Registry,
+    name: str,
+    *,
+    rerun: bool = False,
+    host: PluginHost | None = None,
+    progress: Progress = lambda stage, done, total, detail: None,
+) -> Verdict:
+    """Compare a checkpoint with its record: its files read anew, or merged again from its inputs.
+
+    Raises:
+        RegistryError: it is not recorded, has no fingerprint, or nothing is known of how it was
+            made or where its inputs are.
+        CheckpointError: its files are not where they were recorded.
+    """
+    record = find_record(book, name)
+    if not record.fingerprint or not record.source:
+        raise RegistryError(
+            f"{record.name} was recorded without a fingerprint or a place; record its files:"
+            f" omnireg add FOLDER --name {record.name}"
+        )
+    if rerun:
+        found = _merged_again(book, record, host or PluginHost(), progress)
+    else:
+        checkpoint = open_checkpoint(record.source, weights=False)
+        found = checkpoint.fingerprint if checkpoint.remote else checkpoint.fresh_fingerprint()
+    return Verdict(record.name, record.fingerprint, found)
+
+
+def _merged_again(book: Registry, record: Record, host: PluginHost, progress: Progress) -> str:
+    run = _run_of(book, record)
+    told = _told(record)
+    recipe = _relocated(parse_recipe(run.recipe_text or ""), told["parents"], book, host)
+    options = told.get("options", {})
+    with tempfile.TemporaryDirectory(prefix="omnireg-verify-") as scratch:
+        receipt = merge(
+            recipe,
+            Path(scratch) / "again",
+            engine=run.engine or "auto",
+            seed=run.seed or 0,
+            record=False,
+            host=host,
+            options={"out_shard_size": options.get("shard_bytes"), "device": options.get("device")},
+            allow_nonfinite=bool(options.get("allow_nonfinite")),
+            progress=progress,
+        )
+    return receipt.fingerprint
+
+
+def _run_of(book: Registry, record: Record) -> Run:
+    run = book.run_of(record.name)
+    if run is None or not run.recipe_text:
+        raise RegistryError(
+            f"{record.name} was not merged here: no recipe is recorded to run again; without"
+            " --rerun its files are compared with the record"
+        )
+    return run
+
+
+def _told(record: Record) -> dict[str, Any]:
+    """Return ``omnireg.json``, which tells the recipe's references by fingerprint."""
+    path = Path(record.source or "") / "omnireg.json"
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return dict(told) if told["parents"] else {"parents": []}
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise RegistryError(
+            f"{path} is missing or damaged, so the inputs of {record.name} cannot be found"
+        ) from exc
+
+
+def _relocated(
+    recipe: Recipe, parents: list[Mapping[str, str]], book: Registry, host: PluginHost
+) -> Recipe:
+    """Return the recipe with every reference replaced by where its bytes lie today."""
+    places = {parent["ref"]: _place(parent, book) for parent in parents}
+    spec = host.methods()[recipe.merge_method].load().spec
+    return Recipe.model_validate(
+        relocated(recipe.model_dump(mode="json", exclude_none=True), spec, places)
+    )
+
+
+def _place(parent: Mapping[str, str], book: Registry) -> str:
+    wanted = parent["fingerprint"]
+    for record in book.by_fingerprint(wanted):
+        folder = Path(record.source or "")
+        if folder.is_dir() and Checkpoint(record.name, folder).fresh_fingerprint() == wanted:
+            return str(folder)
+        if record.source and not folder.is_absolute():
+            return record.source
+    raise RegistryError(
+        f"no folder with the bytes of {parent['ref']} ({wanted[:12]}) is recorded; if you have them"
+        f" elsewhere: omnireg add FOLDER"
+    )

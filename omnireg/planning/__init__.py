@@ -1,0 +1,20 @@
+"""From a recipe to a plan: what will be read, merged, carried and written, from headers alone.
+
+Everything that can be wrong with a recipe or with the way its checkpoints fit together is found
+here, before a byte of weights is read or written.
+"""
+
+from omnireg.planning.fitting import Engine, Input, Merged, Plan, Shape, open_model, plan
+from omnireg.planning.parameters import names_a_model, same_place
+
+__all__ = [
+    "Engine",
+    "Input",
+    "Merged",
+    "Plan",
+    "Shape",
+    "names_a_model",
+    "open_model",
+    "plan",
+    "same_place",
+]

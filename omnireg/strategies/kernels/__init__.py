@@ -1,0 +1,1 @@
+"""Merge methods as compiled passes over chunks of their inputs."""
