@@ -1,13 +1,16 @@
 """What transformers itself says of a checkpoint: is it complete, and what is its text config."""
 
+import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from omnireg.checkpoint import Checkpoint
 from omnireg.errors import CheckpointError, PlanError
+from omnireg.shards import TensorHeader
 
 #: what Hub checkpoints call a class that transformers now has under another name
 _RENAMED = {"Qwen2_5OmniModel": "Qwen2_5OmniForConditionalGeneration"}
@@ -31,12 +34,36 @@ def check_complete(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: tensors are missing, unexpected or of another shape; each is named.
     """
+    if model_class(checkpoint) is not None:
+        _check_once(_Sibling(checkpoint, checkpoint.tensors))
+
+
+class _Sibling:
+    """A checkpoint that equals any other of its class, config, and tensors by name and shape."""
+
+    def __init__(self, checkpoint: Checkpoint, headers: Mapping[str, TensorHeader]) -> None:
+        self.checkpoint = checkpoint
+        tensors = tuple(sorted((n, t.shape) for n, t in headers.items()))
+        self._key = (
+            checkpoint.architecture,
+            json.dumps(checkpoint.config, sort_keys=True),
+            tensors,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Sibling) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@lru_cache(maxsize=64)
+def _check_once(sibling: _Sibling) -> None:
     import torch
     import transformers
 
-    cls = model_class(checkpoint)
-    if cls is None:
-        return
+    checkpoint = sibling.checkpoint
+    cls: Any = model_class(checkpoint)
     headers = checkpoint.tensors
     with quiet(), _config_errors(checkpoint):
         # not cls.from_pretrained: Qwen2_5Omni's own cannot return what it found
@@ -138,13 +165,20 @@ def ties_head(checkpoint: Checkpoint) -> bool:
     transformers decides this from another config key in almost every class, so it is asked. For a
     class it does not have, the config's own word counts, and without one the head is tied.
     """
-    import torch
-
     cls = model_class(checkpoint)
     if cls is None:
         text = checkpoint.config.get("text_config") or {}
         default = text.get("tie_word_embeddings", True)
         return bool(checkpoint.config.get("tie_word_embeddings", default))
+    return _class_ties_head(_Sibling(checkpoint, {}))
+
+
+@lru_cache(maxsize=64)
+def _class_ties_head(sibling: _Sibling) -> bool:
+    import torch
+
+    checkpoint = sibling.checkpoint
+    cls: Any = model_class(checkpoint)
     with quiet(), _config_errors(checkpoint), torch.device("meta"):
         model = cls(cls.config_class.from_pretrained(checkpoint.folder))
     return any(name.endswith("lm_head.weight") for name in model.all_tied_weights_keys)

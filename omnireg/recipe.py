@@ -139,6 +139,11 @@ class Recipe(_Strict):
         return list(found)
 
     @property
+    def listed(self) -> list[str]:
+        """The references under ``models:``."""
+        return [entry.model for entry in self.models or ()]
+
+    @property
     def merged_models(self) -> list[InputModel]:
         """The entries under ``models:`` that are not the base."""
         return [entry for entry in self.models or () if entry.model != self.base_model]

@@ -126,10 +126,6 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]
             "choose one of: image, audio",
         ),
         (
-            GOOD.replace("average", "mmer") + "parameters: {trim_scope: model}",
-            "streaming engine",
-        ),
-        (
             GOOD.replace("average", "delta_weighted") + "parameters: {alpha0: 1.5}",
             "less than or equal to 1",
         ),

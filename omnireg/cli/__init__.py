@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.addLevelName(logging.WARNING, "warning")
     try:
-        cli.main(args=arguments, obj=settings, standalone_mode=False)
+        code = cli.main(args=arguments, obj=settings, standalone_mode=False)
     except click.ClickException as exc:
         exc.show()
         return exc.exit_code
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         click.echo(f"error: {exc}", err=True)
         return 1
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def console() -> None:

@@ -85,4 +85,4 @@ def verify_command(settings: Settings, name: str, rerun: bool) -> None:
         said = "as recorded" if verdict.ok else f"NOT as recorded, {verdict.expected}"
         click.echo(f"{verdict.name}: {what}: {verdict.found}: {said}")
     if not verdict.ok:
-        raise SystemExit(1)
+        raise click.exceptions.Exit(1)

@@ -5,7 +5,7 @@ and hashes them. Only a handful are in memory at a time, whatever the size of th
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +63,10 @@ class Streamer:
         method = self.settings.method
         every = [parameters_of(j.bound, method, self.settings.models) for j in jobs]
         if method.survey(Surveyed(self.settings.models), every[0]):
-            odd = next((p for other in every for p in other if other[p] != every[0][p]), None)
+            odd = next(
+                (p for other in every for p in other if _plain(other[p]) != _plain(every[0][p])),
+                None,
+            )
             if odd:
                 raise ConfigError(
                     f"{odd}: a whole-model scope needs one value for all tensors; drop its filters"
@@ -82,13 +85,13 @@ class Streamer:
                 yield partial(_given, job.observe(survey, 0))
 
     def _survey_alone(self, job: Job) -> None:
-        """Make the passes over one large tensor that its own scope needs."""
-        found = None
-        while job.fused and job.found is None and (survey := job.fused.survey(found)):
+        """Make the passes over one large tensor that its own scope needs, chunks shared out."""
+        found = job.found
+        while job.found is None and job.fused and (survey := job.fused.survey(found)):
             for observation in self._ordered(self._looks([job], survey)):
                 survey.add(observation)
             found = survey.result()
-        job.found = found if job.found is None else job.found
+        job.found = found
 
     # content
 
@@ -135,12 +138,7 @@ class Streamer:
                 yield partial(self._emit, job, part, chunk)
 
     def _compute(self, job: Job, part: Computed) -> list[Data]:
-        found = job.found
-        while job.fused and job.found is None and (survey := job.fused.survey(found)):
-            for chunk in range(job.chunks):
-                survey.add(job.observe(survey, chunk))
-            found = survey.result()
-        job.found = found
+        job.survey()
         return [data for chunk in _chunks(part) for data in self._emit(job, part, chunk)]
 
     def _emit(self, job: Job, part: Computed, chunk: int) -> list[Data]:
@@ -175,6 +173,10 @@ class Streamer:
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _given(value: Any) -> Any:

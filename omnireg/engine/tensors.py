@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
-from mergekit.merge_methods import MergeMethod
+from mergekit.merge_methods import MergeMethod, PerInputValues
 
 from omnireg.alignment import VOCABULARY
 from omnireg.engine.seeded import seeded
@@ -66,6 +67,7 @@ class Job:
     found: Any = None
     number: int = 0
     _seen: set[int] = field(default_factory=set)
+    _lock: Lock = field(default_factory=Lock)
 
     @cached_property
     def numel(self) -> int:
@@ -106,6 +108,19 @@ class Job:
         return fuse(self.settings.method, tensor)
 
     # chunks
+
+    def survey(self) -> None:
+        """Make the passes over all chunks that the compiled pass needs first, unless they are made.
+
+        Rows of one tensor may be asked for by several threads; the first one surveys for all.
+        """
+        with self._lock:
+            found = self.found
+            while self.found is None and self.fused and (survey := self.fused.survey(found)):
+                for chunk in range(self.chunks):
+                    survey.add(self.observe(survey, chunk))
+                found = survey.result()
+            self.found = found
 
     def observe(self, survey: Any, chunk: int) -> Any:
         """Look at a chunk for a survey, with the compiled pass or with the method's own code."""
@@ -203,7 +218,8 @@ def parameters_of(bound: Bound, method: MergeMethod, models: tuple[str, ...]) ->
     found = dict(bound.shared)
     for parameter in method.spec.input_parameters:
         wanted = models if parameter.scope == "non_base" else tuple(bound.per_input)
-        found[parameter.name] = {ref: bound.per_input[ref][parameter.name] for ref in wanted}
+        values = [(ref, bound.per_input[ref][parameter.name]) for ref in wanted]
+        found[parameter.name] = PerInputValues(values)
     return found
 
 

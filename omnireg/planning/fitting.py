@@ -233,7 +233,7 @@ def plan(
 def _engine(asked: str, reasons: list[str]) -> Engine:
     if asked not in ("auto", *Engine):
         raise ConfigError(
-            f"unknown engine {asked!r}{did_you_mean(asked, list(Engine))};"
+            f"unknown engine {asked!r}{did_you_mean(asked, map(str, Engine))};"
             " use auto, stream or mergekit"
         )
     if asked == Engine.STREAM and reasons:

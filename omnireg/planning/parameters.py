@@ -109,14 +109,20 @@ def relocated(data: Any, spec: "MergeMethodSpec", places: Mapping[str, str]) -> 
 def _check_present(recipe: Recipe, parameter: "ParameterSpec") -> None:
     if not parameter.required or parameter.name in (recipe.parameters or {}):
         return
-    for entry in recipe.models or ():
-        is_base = entry.model == recipe.base_model
-        if parameter.scope == "non_base" and is_base:
+    if parameter.scope == "shared":
+        raise ConfigError(f"{recipe.merge_method} needs the parameter {parameter.name!r}")
+    own = {entry.model: entry.parameters or {} for entry in recipe.models or ()}
+    if recipe.base_model and parameter.scope == "input" and recipe.models is not None:
+        own.setdefault(recipe.base_model, {})
+    for ref, block in own.items():
+        if parameter.scope == "non_base" and ref == recipe.base_model:
             continue
-        if parameter.scope == "shared" or parameter.name not in (entry.parameters or {}):
+        if parameter.name not in block:
+            unlisted = ref == recipe.base_model and ref not in recipe.listed
+            hint = ", which counts as one of its models: list it, or drop base_model"
             raise ConfigError(
-                f"{recipe.merge_method} needs the parameter {parameter.name!r}"
-                + ("" if parameter.scope == "shared" else f" for {entry.model}")
+                f"{recipe.merge_method} needs the parameter {parameter.name!r} for {ref}"
+                f"{hint if unlisted else ''}"
             )
 
 

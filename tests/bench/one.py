@@ -33,10 +33,10 @@ def main(engine: str, recipe: str, out: str, threads: str) -> None:
     """Import everything first, then time the engine alone."""
     peak = Peak()
     if engine == "mergekit-yaml":
+        import yaml
         from mergekit.config import MergeConfiguration
         from mergekit.merge import run_merge
         from mergekit.options import MergeOptions
-        import yaml
 
         config = MergeConfiguration.model_validate(yaml.safe_load(Path(recipe).read_text()))
         options = MergeOptions(write_model_card=False, quiet=True)
@@ -58,7 +58,7 @@ def main(engine: str, recipe: str, out: str, threads: str) -> None:
             Path(recipe), out, engine=engine, threads=int(threads), record=False, host=host
         )
     seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": seconds, "private_bytes": peak.value}))
+    sys.stdout.write(json.dumps({"seconds": seconds, "private_bytes": peak.value}) + "\n")
 
 
 if __name__ == "__main__":

@@ -39,12 +39,12 @@ def kernel(function: F) -> F:
     numba looks for changes in a function's own file alone, not in what it calls; so the code is
     kept in a folder named after all sources of this package.
     """
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(_code_folder())
+    config: Any = numba.config
+    before, config.CACHE_DIR = config.CACHE_DIR, str(_code_folder())
     try:
         compiled: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
     return cast(F, compiled)
 
 

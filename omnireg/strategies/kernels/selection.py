@@ -1,5 +1,7 @@
 """Counts of magnitudes and trims by threshold; :mod:`omnireg.strategies.thresholds` says why."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,23 +75,29 @@ def count_lower(
 
 
 @kernel
-def trim(block: NDArray[np.float32], size: int, threshold: int, quota: int) -> int:
+def trim(block: NDArray[np.float32], size: int, threshold: int, quota: Any) -> Any:
     """Zero what is below the threshold, keep the first ``quota`` elements equal to it.
 
     Magnitudes are float32 bits. Returns the quota that is left.
     """
     bits = block.view(np.uint32)
     low = np.uint32(threshold)
-    if quota == 0 or quota == ALL:
-        low += np.uint32(quota == 0)
+    equal = np.int64(0)
+    if quota != ALL:
+        for i in range(size):
+            equal += np.int64((bits[i] & np.uint32(0x7FFFFFFF)) == low)
+    if equal <= quota:
         for i in range(size):
             bits[i] = bits[i] if (bits[i] & np.uint32(0x7FFFFFFF)) >= low else np.uint32(0)
+        return quota - equal
+    if quota == 0:
+        for i in range(size):
+            bits[i] = bits[i] if (bits[i] & np.uint32(0x7FFFFFFF)) > low else np.uint32(0)
         return quota
     for i in range(size):
         magnitude = bits[i] & np.uint32(0x7FFFFFFF)
-        equal = magnitude == low
-        if magnitude < low or (equal and quota == 0):
+        if magnitude < low or (magnitude == low and quota == 0):
             bits[i] = np.uint32(0)
-        elif equal:
+        elif magnitude == low:
             quota -= 1
     return quota

@@ -1,0 +1,132 @@
+"""Figures of the streaming engine, as ratios against peers in the same run.
+
+    python tests/bench/engine.py /tmp/bench [--quick]
+
+Every merge runs in a process of its own. Engine time leaves imports out on both sides; whole
+processes are timed beside it. Peers take turns with ours, and medians are compared.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from family import make
+
+ONE = Path(__file__).with_name("one.py")
+THREADS = str(os.cpu_count() or 1)
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def recipe(folder: Path, method: str, models: list[Path], extra: str = "") -> Path:
+    """Write the recipe of a merge of ``models``, the first being the base, and return its path."""
+    base, *others = models
+    listed = "".join(f"  - {{model: {m}, parameters: {{weight: 1.0}}}}\n" for m in others)
+    head = "" if method == "linear" else f"base_model: {base}\n"
+    if method == "mmer":
+        extra = f"parameters: {{density: 0.2, mask_of: {others[0]}}}\n"
+    path = folder / f"{method}-{len(others)}-{base.name}.yml"
+    path.write_text(f"merge_method: {method}\n{head}models:\n{listed}dtype: bfloat16\n{extra}")
+    return path
+
+
+def once(engine: str, path: Path, out: Path, **env: str) -> dict[str, Any]:
+    """Run one merge in a process of its own."""
+    for left in (out, out.with_name(out.name + ".partial")):
+        shutil.rmtree(left, ignore_errors=True)
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, str(ONE), engine, str(path), str(out), THREADS],
+        check=True, capture_output=True, text=True, env={**os.environ, **env},
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return {**found, "process": time.perf_counter() - began}
+
+
+def copied(models: list[Path], out: Path) -> dict[str, Any]:
+    """Read every input and write one of them: the least that a merge must do."""
+    began = time.perf_counter()
+    files = [str(m / "model.safetensors") for m in models]
+    with Path(os.devnull).open("wb") as nothing:
+        subprocess.run(["cat", *files], stdout=nothing, check=True)
+    out.unlink(missing_ok=True)
+    subprocess.run(["cp", files[0], str(out)], check=True)
+    return {"seconds": time.perf_counter() - began}
+
+
+def pairs(
+    name: str, ours: Callable[[], dict[str, Any]], peer: Callable[[], dict[str, Any]], rounds: int,
+    key: str = "seconds", *, inverse: bool = False,
+) -> None:  # fmt: skip
+    """Print the median ratio of two things that take turns."""
+    found = [(ours(), peer()) for _ in range(rounds)]
+    a, b = (median(pair[side][key if key in pair[side] else "seconds"] for pair in found)
+            for side in (0, 1))  # fmt: skip
+    ratio = f"{b / a:.1f} x faster" if inverse else f"{a / b:.2f} x"
+    say(f"{name}: {a:.2f} s against {b:.2f} s: {ratio} (median of {rounds})")
+
+
+def main() -> None:
+    """Print all figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--quick", action="store_true", help="without mergekit's TIES and growth")
+    options = parser.parse_args()
+    work: Path = options.folder
+    work.mkdir(parents=True, exist_ok=True)
+    out, copy = work / "out", work / "copy"
+    say(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, threads {THREADS}")
+    three = make(work, 0.3, 3)
+    dense = "parameters: {density: 0.2}\n"
+    ties = recipe(work, "ties", three, dense)
+    linear = recipe(work, "linear", three)
+    average = recipe(work, "average", three)
+    omni = recipe(work, "omni_ties", three, dense)
+    mmer = recipe(work, "mmer", three)
+
+    with tempfile.TemporaryDirectory() as fresh:
+        first = once("stream", ties, out, NUMBA_CACHE_DIR=fresh)
+        again = once("stream", ties, out, NUMBA_CACHE_DIR=fresh)
+    say(f"first run ever: {first['process'] - again['process']:.1f} s more (kernels compile)")
+
+    def stream(path: Path) -> Callable[[], dict[str, Any]]:
+        return lambda: once("stream", path, out)
+
+    for name, path in (("average", average), ("ties", ties)):
+        pairs(f"{name}, engine, against cat + cp", stream(path), lambda: copied(three, copy), 5)
+    pairs("mmer with a mask, engine, against omni_ties", stream(mmer), stream(omni), 5)
+    for key in ("seconds", "process"):
+        peer = lambda: once("mergekit-yaml", linear, out)  # noqa: E731
+        pairs(f"linear, {key}, against mergekit", stream(linear), peer, 3, key, inverse=True)
+    memory = max(once("stream", p, out)["private_bytes"] for p in (average, ties, omni, mmer))
+    say(f"private memory at most: {memory / 1e6:.0f} MB")
+    if options.quick:
+        return
+    peer = lambda: once("mergekit-yaml", ties, out)  # noqa: E731
+    pairs("ties, process, against mergekit", stream(ties), peer, 1, "process", inverse=True)
+    for billions in (0.1, 0.3, 0.6):
+        for models in (2, 4, 8):
+            family = make(work, billions, models)
+            found = once("stream", recipe(work, "omni_ties", family, dense), out)
+            say(
+                f"omni_ties, {billions} B x (1 + {models}): {found['seconds']:.2f} s,"
+                f" {found['private_bytes'] / 1e6:.0f} MB private"
+            )
+
+
+if __name__ == "__main__":
+    main()
