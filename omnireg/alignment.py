@@ -226,7 +226,8 @@ def shared_rows(model: LanguageModel, base: LanguageModel) -> tuple[range, ...]:
     sizes = [lm.tensors[EMBEDDING].shape[0] for lm in (model, base)]
     ours, theirs = model.checkpoint.vocabulary, base.checkpoint.vocabulary
     if ours is None or theirs is None:
-        if sizes[0] == sizes[1]:
+        alike = sizes[0] == sizes[1] and (ours is theirs or not (model.is_host or base.is_host))
+        if alike:
             return (range(sizes[0]),)
         lacking = model if ours is None else base
         raise PlanError(

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from omnireg.errors import MergeError
 
+#: what file systems take, less what is added for unfinished work
+_LONGEST_NAME = 200
+
 
 def check_free(out: Path) -> None:
     """Make sure ``out`` can be created, before any work starts.
@@ -18,8 +21,16 @@ def check_free(out: Path) -> None:
     Raises:
         MergeError: it exists, or its parent cannot be written to.
     """
-    if out.exists() or out.is_symlink():
+    try:
+        taken = out.exists() or out.is_symlink()
+    except OSError as exc:
+        raise MergeError(f"cannot use {out}: {exc.strerror}; choose another folder") from exc
+    if taken:
         raise MergeError(f"{out} already exists; choose another folder or remove it first")
+    if len(os.fsencode(out.name)) > _LONGEST_NAME:
+        raise MergeError(
+            f"{out.name[:40]}… is too long for a folder; use at most {_LONGEST_NAME} bytes"
+        )
     parent = next(p for p in (out.parent, *out.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise MergeError(f"cannot write to {parent}; choose another folder")

@@ -246,10 +246,19 @@ _KNOWN_KEYS = sorted(
 )  # fmt: skip
 
 
+def _keys_beside(error: Any) -> list[str]:
+    """Return the keys that are known where an unknown one stands."""
+    if len(error["loc"]) == 1:
+        return list(Recipe.model_fields)
+    if error["loc"][0] == "models":
+        return list(InputModel.model_fields)
+    return list(Block.model_fields) if error["loc"][0] == "omnireg" else _KNOWN_KEYS
+
+
 def _explain(error: Any) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown key {path!r}{did_you_mean(str(error['loc'][-1]), _KNOWN_KEYS)}"
+        return f"unknown key {path!r}{did_you_mean(str(error['loc'][-1]), _keys_beside(error))}"
     if error["type"] == "missing":
         return f"key {path!r} is missing"
     message = str(error["msg"]).removeprefix("Value error, ")

@@ -413,3 +413,43 @@ def test_no_network(here: Path) -> None:
     assert done.returncode == 1
     assert "could not be fetched from the Hub" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("size", ["banana", "-5", "0", "M"])
+def test_a_shard_size_that_is_none_is_wrong_usage(here: Path, run: Run, size: str) -> None:
+    """Exit 2 with an example, before anything is read."""
+    (here / "recipe.yml").write_text(GOOD)
+    done = run("merge", "recipe.yml", "out", f"--out-shard-size={size}")
+    assert done.code == 2
+    assert "such as 60M" in done.err
+
+
+def test_a_name_too_long_for_a_folder_is_refused(refuse: Callable[..., Outcome]) -> None:
+    """One line instead of the file system's own error, whatever the length."""
+    assert "too long" in refuse(GOOD, out="x" * 220).err.lower()
+    assert "too long" in refuse(GOOD, out="x" * 300).err.lower()
+
+
+def test_the_demo_says_where_it_cannot_be(here: Path, run: Run) -> None:
+    """A file in the way is no traceback."""
+    (here / "file").write_text("mine")
+    done = run("demo", "file")
+    assert done.code == 1
+    assert done.err.startswith("error: cannot use file")
+
+
+def test_a_truncated_checkpoint_is_not_recorded(here: Path, run: Run) -> None:
+    """``add`` reads the headers, so that a damaged file is never given a fingerprint."""
+    with (here / "image" / "model.safetensors").open("r+b") as stream:
+        stream.truncate(5000)
+    done = run("add", "./image")
+    assert done.code == 1
+    assert "truncated" in done.err
+
+
+def test_a_host_without_a_tokenizer_is_not_guessed_at(
+    refuse: Callable[..., Outcome], here: Path
+) -> None:
+    """Row numbers alone do not tell which rows are placeholders."""
+    (here / "image" / "tokenizer.json").unlink()
+    assert "has no tokenizer" in refuse(GOOD).err

@@ -507,6 +507,35 @@ def test_verify_reads_the_files_anew(here: Path, run: Run) -> None:
     assert "no recipe is recorded" in run("verify", "image", "--rerun").err
 
 
+def test_verify_needs_the_plugin_that_merged(here: Path, run: Run) -> None:
+    """A strategy of a single file: named with ``--plugin``, or said to be missing."""
+    (here / "mine.py").write_text(
+        "import omnireg\n"
+        "from omnireg.strategies.average import Average\n"
+        "from dataclasses import replace\n"
+        "class Mine(Average):\n"
+        "    spec = replace(Average.spec, name='mine')\n"
+        "@omnireg.hookimpl\n"
+        "def omnireg_register_strategies(register):\n"
+        "    register(Mine())\n"
+    )
+    (here / "recipe.yml").write_text(recipe("mine", WEIGHTED, "base"))
+    assert run("merge", "recipe.yml", "out", "--plugin", "mine.py").code == 0
+
+    def again(*options: str) -> subprocess.CompletedProcess[str]:
+        """In a process of its own, where nobody has loaded the plugin yet."""
+        program = "from omnireg.cli import console; console()"
+        command = [sys.executable, "-c", program, "verify", "out", "--rerun", *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    refused = again()
+    assert refused.returncode == 1
+    assert "install the plugin that it came from" in refused.stderr
+    assert again("--plugin", "mine.py").returncode == 0
+    shutil.rmtree(here / "out")
+    assert "which is gone" in run("verify", "out").err
+
+
 def test_verify_says_what_it_lacks(here: Path, run: Run) -> None:
     """Unknown names, and inputs that are gone."""
     assert run("verify", "nothing").code == 1

@@ -70,14 +70,16 @@ def _print(found: "Outlook", *, tensors: bool) -> None:
 @click.command("verify")
 @click.argument("name")
 @click.option("--rerun", is_flag=True, help="Merge again in a scratch folder, and compare that.")
+@plugin_option
 @common_options
 @click.pass_obj
-def verify_command(settings: Settings, name: str, rerun: bool) -> None:
+def verify_command(settings: Settings, name: str, rerun: bool, plugin_file: Path | None) -> None:
     """Compare the files of NAME with the fingerprint that was recorded; exit 1 if they differ."""
     from omnireg.engine.verifying import verify
 
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
-        verdict = verify(book, name, rerun=rerun, progress=progress)
+        host = plugins(plugin_file)
+        verdict = verify(book, name, rerun=rerun, host=host, progress=progress)
     if settings.as_json:
         print_json(verdict.to_json())
     else:
@@ -85,4 +87,10 @@ def verify_command(settings: Settings, name: str, rerun: bool) -> None:
         said = "as recorded" if verdict.ok else f"NOT as recorded, {verdict.expected}"
         click.echo(f"{verdict.name}: {what}: {verdict.found}: {said}")
     if not verdict.ok:
+        hint(
+            "next: omnireg lineage shows what it was made of; --rerun tells whether merging again"
+            " gives the recorded bytes"
+            if not rerun
+            else "next: compare the versions in its omnireg.json with those installed"
+        )
         raise click.exceptions.Exit(1)

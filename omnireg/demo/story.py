@@ -112,9 +112,14 @@ def tell(folder: Path, *, items: int | None = None, tick: Tick = lambda *_: None
 
 
 def _prepare(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise EvaluationError(
+            f"cannot use {folder}: {exc.strerror}; name a new folder: omnireg demo DIR"
+        ) from exc
+    if any(folder.iterdir()) and not (folder / _MARK).exists():
         raise EvaluationError(f"{folder} holds something else; name a new folder: omnireg demo DIR")
-    folder.mkdir(parents=True, exist_ok=True)
     for model in ("base", *SENSES):
         shutil.copytree(FAMILY / model, folder / "family" / model, dirs_exist_ok=True)
     (folder / "recipes").mkdir(exist_ok=True)

@@ -66,7 +66,7 @@ def unfinished(out: Path, identity: Mapping[str, Any], *, resume: bool) -> Itera
             with (folder / _JOURNAL).open("a", encoding="utf-8") as stream:
                 _lock(stream, out)
                 shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         _check_ours(folder)
         with (folder / _JOURNAL).open("a+", encoding="utf-8") as stream:
             _lock(stream, out)
@@ -83,6 +83,15 @@ def unfinished(out: Path, identity: Mapping[str, Any], *, resume: bool) -> Itera
         raise MergeError(
             f"cannot write {folder}: {exc.strerror or exc}; what is finished is kept there: make"
             " room or mend it, and run the same command again"
+        ) from exc
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise MergeError(
+            f"cannot write to {folder.parent}: {exc.strerror}; choose another folder"
         ) from exc
 
 

@@ -58,6 +58,8 @@ def add(
         modalities: those of the class when empty.
     """
     checkpoint = open_checkpoint(ref, weights=False)
+    if not checkpoint.remote:
+        _ = checkpoint.tensors  # a damaged file is refused before it is recorded
     layout = PluginHost().layouts.get(checkpoint.architecture)
     senses = sorted(modalities) or sorted(layout.senses if layout else ())
     given = [_split(parent) for parent in parents]

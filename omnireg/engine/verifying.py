@@ -5,12 +5,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from omnireg.checkpoint import Checkpoint, open_checkpoint
 from omnireg.engine.merging import Progress, merge
 from omnireg.engine.recording import find_record
-from omnireg.errors import RegistryError
+from omnireg.errors import CheckpointError, ConfigError, RegistryError
 from omnireg.host import PluginHost
 from omnireg.planning.parameters import relocated
 from omnireg.recipe import Recipe, parse_recipe
@@ -60,6 +61,11 @@ def verify(
     if rerun:
         found = _merged_again(book, record, host or PluginHost(), progress)
     else:
+        if Path(record.source).is_absolute() and not Path(record.source).is_dir():
+            raise CheckpointError(
+                f"{record.name} was recorded at {record.source}, which is gone; if it was moved:"
+                f" omnireg add FOLDER --name {quote(record.name)}"
+            )
         checkpoint = open_checkpoint(record.source, weights=False)
         found = checkpoint.fingerprint if checkpoint.remote else checkpoint.fresh_fingerprint()
     return Verdict(record.name, record.fingerprint, found)
@@ -103,7 +109,8 @@ def _told(record: Record) -> dict[str, Any]:
         return dict(told) if told["parents"] else {"parents": []}
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise RegistryError(
-            f"{path} is missing or damaged, so the inputs of {record.name} cannot be found"
+            f"{path} is missing or damaged, so the inputs of {record.name} cannot be found;"
+            " bring the folder back, or merge its recipe again"
         ) from exc
 
 
@@ -112,7 +119,13 @@ def _relocated(
 ) -> Recipe:
     """Return the recipe with every reference replaced by where its bytes lie today."""
     places = {parent["ref"]: _place(parent, book) for parent in parents}
-    spec = host.methods()[recipe.merge_method].load().spec
+    strategy = host.methods().get(recipe.merge_method)
+    if strategy is None:
+        raise ConfigError(
+            f"{recipe.merge_method!r} is no strategy here: install the plugin that it came from, or"
+            " name its file with --plugin"
+        )
+    spec = strategy.load().spec
     return Recipe.model_validate(
         relocated(recipe.model_dump(mode="json", exclude_none=True), spec, places)
     )
