@@ -433,6 +433,7 @@ def test_a_failed_merge_leaves_a_failed_run_and_no_checkpoint(here: Path, run: R
     assert "sum to zero" in failed.err
     assert not (here / "out").exists()
     assert not list(here.glob(".out*"))
+    assert not (here / "out.partial").exists()
     with Registry() as book:
         (made,) = book.runs()
         assert str(made.status) == "failed"

@@ -260,6 +260,16 @@ def test_a_whole_model_scope_where_it_cannot_be(here: Path, engine: str) -> None
     assert not (here / "out.partial").exists()
 
 
+def test_a_whole_model_scope_for_some_tensors_is_no_per_tensor_run(here: Path) -> None:
+    """Asked for by a filter that the first tensor does not match: an error, never silence."""
+    extra = (
+        "parameters:\n  density: 0.3\n  trim_scope:\n"
+        "  - {filter: mlp, value: model}\n  - {value: tensor}\n"
+    )
+    with pytest.raises(ConfigError, match="trim_scope: a whole-model scope needs one value"):
+        omnireg.merge(recipe("omni_ties", THREE, "base", extra), "out", record=False)
+
+
 # Unfinished merges
 
 KILLER = """

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from omnireg.digests import fresh_sha256, remember_sha256
-from omnireg.errors import MergeError
+from omnireg.digests import fresh_sha256
+from omnireg.errors import MergeError, OmniregError
 from omnireg.outputs import check_free
 
 _JOURNAL = "journal.jsonl"
@@ -52,7 +52,8 @@ def partial_folder(out: Path) -> Path:
 def unfinished(out: Path, identity: Mapping[str, Any], *, resume: bool) -> Iterator[Journal]:
     """Yield the journal of a merge into ``out``, an earlier one's if it is the same merge.
 
-    The folder becomes ``out`` when the block ends well, and is kept when it does not.
+    The folder becomes ``out`` when the block ends well. It is kept when the block is interrupted or
+    the disk refuses, and removed with an error of ours: running again would end the same way.
 
     Raises:
         MergeError: ``out`` exists or cannot be written, another process is at it, or the folder
@@ -72,13 +73,15 @@ def unfinished(out: Path, identity: Mapping[str, Any], *, resume: bool) -> Itera
             _lock(stream, out)
             journal = Journal(folder, stream)
             _go_on(journal, stream, identity, out)
-            yield journal
+            try:
+                yield journal
+            except OmniregError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             (folder / _JOURNAL).unlink()
             check_free(out)
             folder.rename(out)
             _sync(out.parent)
-            for name, digest in journal.finished.items():
-                remember_sha256(out / name, digest)
     except OSError as exc:
         raise MergeError(
             f"cannot write {folder}: {exc.strerror or exc}; what is finished is kept there: make"
@@ -93,11 +96,6 @@ def _make(folder: Path) -> None:
         raise MergeError(
             f"cannot write to {folder.parent}: {exc.strerror}; choose another folder"
         ) from exc
-
-
-def discard(out: Path) -> None:
-    """Remove what there is of a merge that can never be finished."""
-    shutil.rmtree(partial_folder(out), ignore_errors=True)
 
 
 def _check_ours(folder: Path) -> None:

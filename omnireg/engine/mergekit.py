@@ -22,7 +22,6 @@ from omnireg.planning.parameters import relocated
 from omnireg.shards import (
     DTYPE_SIZES,
     FLOATS,
-    SHARD_BYTES,
     ByteReader,
     TensorHeader,
     write_shards,
@@ -42,19 +41,16 @@ class Staged:
 
     def content(self, file: OutputFile) -> Iterator[bytes | memoryview]:
         """Yield the bytes of a file after its header, in order."""
-        read = ByteReader()
+        read, host = ByteReader(), self.output.plan.host
         for piece in file.pieces:
+            carried = next((p.header for p in piece.parts if isinstance(p, Copied)), None)
+            if carried and host and not self.allow_nonfinite:
+                _check_finite(host.checkpoint.ref, carried.name, carried, read(carried))
             for part in piece.parts:
                 if isinstance(part, Copied):
-                    yield self._copied(part, read)
+                    yield read(part.header)[part.start : part.stop]
                 else:
                     yield self._computed(part, piece.dtype, read)
-
-    def _copied(self, part: Copied, read: ByteReader) -> memoryview:
-        host = self.output.plan.host
-        if host and not self.allow_nonfinite:
-            _check_finite(host.checkpoint.ref, part.header.name, part.header, read(part.header))
-        return read(part.header)[part.start : part.stop]
 
     def _computed(self, part: Computed, dtype: str, read: ByteReader) -> bytes | memoryview:
         header = self.result.tensors[part.name]
@@ -96,7 +92,8 @@ def merge_with_mergekit(
         progress("reading", number, len(plan.inputs))
         staged[item.ref] = _stage(plan, item, scratch / f"input-{number}", allow_nonfinite)
     merged = scratch / "merged"
-    _run_planner(plan, staged, merged, seed, options, progress)
+    settings = _options(options, out_shard_size=output.max_bytes)
+    _run_planner(plan, staged, merged, seed, settings, progress)
     result = Checkpoint("the merged backbone", merged)
     _check_written(plan, result)
     return Staged(output, result, allow_nonfinite)
@@ -109,6 +106,7 @@ def merge_whole(
     host: PluginHost,
     seed: int,
     options: Mapping[str, Any],
+    max_bytes: int,
     allow_nonfinite: bool,
 ) -> None:
     """Let mergekit plan by itself: text models only, absolute paths, a copy of the config.
@@ -132,12 +130,7 @@ def merge_whole(
     result = Checkpoint(str(folder), folder)
     if plan.reference.tensors and not result.tensors:
         raise MergeError("mergekit wrote no tensors")
-    _normalise(result, folder, shard_bytes(options))
-
-
-def shard_bytes(options: Mapping[str, Any]) -> int:
-    """Return at which size shards are cut."""
-    return int(options.get("out_shard_size") or SHARD_BYTES)
+    _normalise(result, folder, max_bytes)
 
 
 # Staging
@@ -184,7 +177,7 @@ def _run_planner(
     staged: Mapping[str, Path],
     out: Path,
     seed: int,
-    options: Mapping[str, Any],
+    settings: Any,
     progress: Progress,
 ) -> None:
     from mergekit.config import MergeConfiguration
@@ -194,7 +187,6 @@ def _run_planner(
 
     from omnireg.engine.planner import SeededPlanner
 
-    settings = _options(options, out_shard_size=shard_bytes(options))
     places = {ref: str(path) for ref, path in staged.items()}
     with translated(plan):
         config = MergeConfiguration.model_validate(_configuration(plan, places))

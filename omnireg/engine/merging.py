@@ -12,11 +12,12 @@ from typing import Any
 from omnireg.alignment import align
 from omnireg.backbone import check_nothing_lost
 from omnireg.checkpoint import Checkpoint, combine_digests
+from omnireg.digests import remember_sha256
 from omnireg.engine import recording
-from omnireg.engine.journal import Journal, discard, unfinished
+from omnireg.engine.journal import Journal, unfinished
 from omnireg.engine.provenance import describe, versions
 from omnireg.engine.writer import write_file, write_side_files
-from omnireg.errors import MergeError, OmniregError, PlanError
+from omnireg.errors import PlanError
 from omnireg.host import PluginHost
 from omnireg.outputs import appearing, check_free, scratch_folder
 from omnireg.planning import Engine, Plan, plan
@@ -179,23 +180,24 @@ def _run_stream(
     host.install()
     settings = Settings(output.plan, ByteReader(), how.seed, how.device, how.allow_nonfinite)
     threads = how.threads or os.cpu_count() or 1
-    try:
-        with (
-            unfinished(out, _identity(output, how), resume=how.resume) as journal,
-            streaming(output, settings, threads) as streamer,
-        ):
-            resumed = len(journal.finished)
-            streamer.check_nothing_lost()
-            if resumed < len(output.files):
-                streamer.survey(lambda done, total: progress("surveying", done, total, "chunks"))
-            _write(output, streamer.content, journal, progress)
-            _complete(output.plan, output, journal.folder, how)
-    except MergeError:
-        raise
-    except OmniregError:
-        discard(out)
-        raise
-    return combine_digests(journal.finished.items()), resumed
+    with (
+        unfinished(out, _identity(output, how), resume=how.resume) as journal,
+        streaming(output, settings, threads) as streamer,
+    ):
+        resumed = len(journal.finished)
+        streamer.check_nothing_lost()
+        if resumed < len(output.files):
+            streamer.survey(lambda done, total: progress("surveying", done, total, "chunks"))
+        _write(output, streamer.content, journal, progress)
+        _complete(output.plan, output, journal.folder, how)
+    return _fingerprint(out, journal.finished), resumed
+
+
+def _fingerprint(out: Path, digests: Mapping[str, str]) -> str:
+    """Return the fingerprint of the finished files, and remember what each was hashed to."""
+    for name, digest in digests.items():
+        remember_sha256(out / name, digest)
+    return combine_digests(digests.items())
 
 
 def _write(
@@ -240,12 +242,12 @@ def _run_mergekit(
             progress=lambda stage, done, total: progress(stage, done, total, "tensors"),
         )
         staged.check_nothing_lost()
-        digests = [
-            (file.name, write_file(folder, file, staged.content(file), lambda size: None))
+        digests = {
+            file.name: write_file(folder, file, staged.content(file), lambda size: None)
             for file in output.files
-        ]
+        }
         _complete(output.plan, output, folder, how)
-    return combine_digests(digests)
+    return _fingerprint(out, digests)
 
 
 def _run_mergekit_whole(planned: Plan, out: Path, how: Options, host: PluginHost) -> str:
@@ -258,6 +260,7 @@ def _run_mergekit_whole(planned: Plan, out: Path, how: Options, host: PluginHost
             host=host,
             seed=how.seed,
             options=how.mergekit,
+            max_bytes=how.shard_bytes,
             allow_nonfinite=how.allow_nonfinite,
         )
         _complete(planned, None, folder, how)

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from omnireg.engine.tensors import Job, Settings
@@ -40,7 +41,7 @@ class Outlook:
         sizes = [self._working(job) for job in self._jobs.values()]
         return _PROCESS_BYTES + max(sizes, default=0)
 
-    @property
+    @cached_property
     def _jobs(self) -> dict[str, Job]:
         settings = Settings(self.plan, ByteReader())
         return {name: Job(tensor, settings) for name, tensor in self.plan.merged.items()}

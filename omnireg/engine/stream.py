@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from omnireg.engine.tensors import Job, Settings, check_finite, parameters_of
+from omnireg.engine.tensors import Call, Job, Settings, check_finite, parameters_of
 from omnireg.errors import ConfigError
 from omnireg.hookspecs import Surveyed
 from omnireg.planning.output import Computed, Copied, Output, OutputFile, refuse_lost
@@ -43,55 +43,37 @@ class Streamer:
     # surveys
 
     def survey(self, tick: Callable[[int, int], None]) -> None:
-        """Make the first passes over the whole model that the method asks for."""
+        """Make the first passes over the whole model that the method asks for.
+
+        Raises:
+            ConfigError: one is asked for, but parameters differ from tensor to tensor.
+        """
         method: Any = self.settings.method
         if not hasattr(method, "survey"):
             return
-        order = [self.jobs[name] for name in sorted(self.jobs)]
-        parameters = self._common_parameters(order)
         known = Surveyed(self.settings.models)
+        order = [self.jobs[name] for name in sorted(self.jobs)]
+        parameters, *others = self._parameters(order)
+        if others and any(method.survey(known, each) for each in (parameters, *others)):
+            raise _differing(parameters, others)
+        total = sum(job.chunks for job in order)
         while survey := method.survey(known, parameters):
-            for done, observation in enumerate(self._ordered(self._looks(order, survey))):
+            for done, observation in enumerate(self._ordered(_looks(order, survey))):
                 survey.add(observation)
-                tick(done, sum(job.chunks for job in order))
+                tick(done, total)
             known = Surveyed(self.settings.models, survey.result())
             for job in order:
                 job.found = known.found
 
-    def _common_parameters(self, jobs: list[Job]) -> dict[str, Any]:
-        """The parameters that all tensors have in common; a survey has no use for others."""
-        method = self.settings.method
-        every = [parameters_of(j.bound, method, self.settings.models) for j in jobs]
-        if method.survey(Surveyed(self.settings.models), every[0]):
-            odd = next(
-                (p for other in every for p in other if _plain(other[p]) != _plain(every[0][p])),
-                None,
-            )
-            if odd:
-                raise ConfigError(
-                    f"{odd}: a whole-model scope needs one value for all tensors; drop its filters"
-                    " and gradients"
-                )
-        return every[0]
-
-    def _looks(self, jobs: Iterable[Job], survey: Any) -> Iterator[Callable[[], Any]]:
-        number = 0
-        for job in jobs:
-            job.number = number
-            number += job.chunks
-            if job.fused:
-                yield from (partial(job.observe, survey, chunk) for chunk in range(job.chunks))
-            else:
-                yield partial(_given, job.observe(survey, 0))
-
-    def _survey_alone(self, job: Job) -> None:
-        """Make the passes over one large tensor that its own scope needs, chunks shared out."""
-        found = job.found
-        while job.found is None and job.fused and (survey := job.fused.survey(found)):
-            for observation in self._ordered(self._looks([job], survey)):
-                survey.add(observation)
-            found = survey.result()
-        job.found = found
+    def _parameters(self, jobs: Iterable[Job]) -> list[dict[str, Any]]:
+        """The parameters of all tensors, equal ones once: one set unless a recipe has filters."""
+        settings = self.settings
+        found: list[dict[str, Any]] = []
+        for bound in {id(job.bound): job.bound for job in jobs}.values():
+            each = parameters_of(bound, settings.method, settings.models)
+            if each not in found:
+                found.append(each)
+        return found
 
     # content
 
@@ -100,7 +82,7 @@ class Streamer:
         for ready in self._ordered(self._calls(file)):
             yield from ready
 
-    def _calls(self, file: OutputFile) -> Iterator[Callable[[], list[Data]]]:
+    def _calls(self, file: OutputFile) -> Iterator[Call]:
         for piece in file.pieces:
             for part in piece.parts:
                 if isinstance(part, Copied):
@@ -108,7 +90,7 @@ class Streamer:
                 else:
                     yield from self._computations(part, piece.dtype)
 
-    def _copies(self, part: Copied) -> Iterator[Callable[[], list[Data]]]:
+    def _copies(self, part: Copied) -> Iterator[Call]:
         size = SPAN * DTYPE_SIZES[part.header.dtype]
         for start in range(part.start, part.stop, size):
             yield partial(self._copy, part, start, min(start + size, part.stop))
@@ -125,15 +107,16 @@ class Streamer:
         host = self.output.plan.host
         return host.checkpoint.ref if host else str(part.header.file)
 
-    def _computations(self, part: Computed, dtype: str) -> Iterator[Callable[[], list[Data]]]:
+    def _computations(self, part: Computed, dtype: str) -> Iterator[Call]:
         job = self.jobs[part.name]
         if job.fused is None or dtype != job.merged.dtype:
             # torch code has its own threads, and its results may depend on them: not in the pool
-            yield partial(_given, [self._whole(job, part, dtype)])
+            made = self._whole(job, part, dtype)
+            yield lambda: [made]
         elif job.chunks <= _ONE_TASK:
             yield partial(self._compute, job, part)
         else:
-            self._survey_alone(job)
+            job.survey(self._ordered)
             for chunk in _chunks(part):
                 yield partial(self._emit, job, part, chunk)
 
@@ -160,7 +143,7 @@ class Streamer:
         lost = [t.name for t in self.output.lost if self.jobs[t.name].tensor().any()]
         refuse_lost(self.output, lost)
 
-    def _ordered(self, calls: Iterable[Callable[[], Any]]) -> Iterator[Any]:
+    def _ordered(self, calls: Iterable[Call]) -> Iterator[Any]:
         """Yield the results of calls in order, while the pool works on the next few."""
         waiting: deque[Future[Any]] = deque()
         try:
@@ -175,12 +158,21 @@ class Streamer:
                 future.cancel()
 
 
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
+def _differing(parameters: Mapping[str, Any], others: list[dict[str, Any]]) -> ConfigError:
+    odd = next(p for other in others for p in other if other[p] != parameters[p])
+    return ConfigError(
+        f"{odd}: a whole-model scope needs one value for all tensors; drop its filters and"
+        " gradients"
+    )
 
 
-def _given(value: Any) -> Any:
-    return value
+def _looks(jobs: Iterable[Job], survey: Any) -> Iterator[Call]:
+    """Yield what observes every chunk of every tensor, and number them in that order."""
+    number = 0
+    for job in jobs:
+        job.number = number
+        number += job.chunks
+        yield from job.looks(survey)
 
 
 def _chunks(part: Computed) -> range:

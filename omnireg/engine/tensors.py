@@ -1,8 +1,8 @@
 """Merged tensors one at a time: by a compiled pass over chunks, or by the method's torch code."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 from typing import Any
 
@@ -21,7 +21,17 @@ from omnireg.shards import ByteReader
 from omnireg.strategies.kernels.choose import KINDS, Tensor, fuse
 from omnireg.strategies.kernels.fused import STORAGE, Chunk, Fused
 from omnireg.strategies.task_vectors import SPAN
-from omnireg.tensors import TORCH_DTYPES, as_bytes
+from omnireg.tensors import TORCH_DTYPES
+
+Call = Callable[[], Any]
+
+
+def _one_by_one(calls: Iterable[Call]) -> Iterator[Any]:
+    return (call() for call in calls)
+
+
+def _given(value: Any) -> Any:
+    return value
 
 
 @dataclass(frozen=True)
@@ -109,18 +119,25 @@ class Job:
 
     # chunks
 
-    def survey(self) -> None:
+    def survey(self, run: Callable[[Iterable[Call]], Iterable[Any]] = _one_by_one) -> None:
         """Make the passes over all chunks that the compiled pass needs first, unless they are made.
 
         Rows of one tensor may be asked for by several threads; the first one surveys for all.
+        ``run`` makes calls and yields their results in order.
         """
         with self._lock:
             found = self.found
             while self.found is None and self.fused and (survey := self.fused.survey(found)):
-                for chunk in range(self.chunks):
-                    survey.add(self.observe(survey, chunk))
+                for observation in run(self.looks(survey)):
+                    survey.add(observation)
                 found = survey.result()
             self.found = found
+
+    def looks(self, survey: Any) -> Iterator[Call]:
+        """Yield what observes each chunk; a method's own code is run at once, outside any pool."""
+        for chunk in range(self.chunks):
+            call = partial(self.observe, survey, chunk)
+            yield call if self.fused else partial(_given, call())
 
     def observe(self, survey: Any, chunk: int) -> Any:
         """Look at a chunk for a survey, with the compiled pass or with the method's own code."""
@@ -132,8 +149,7 @@ class Job:
 
     def emit(self, chunk: int) -> memoryview:
         """Return the bytes of a finished chunk."""
-        if not self.fused:
-            return memoryview(as_bytes(self.tensor()))
+        assert self.fused
         with self._chunk(chunk) as view:
             (merged,) = self.fused.emit(view, self.found, self.number + chunk)
         return merged.data.cast("B")

@@ -7,11 +7,8 @@ models are taken in float32 and rounded once. A sum of exactly zero elects the p
 import numpy as np
 from numpy.typing import NDArray
 
-from omnireg.strategies.kernels.formats import BLOCK, kernel, load, rounded, store
+from omnireg.strategies.kernels.formats import BLOCK, difference, kernel, load, rounded, store
 from omnireg.strategies.kernels.selection import trim
-
-#: torch adds up to this many models one after the other
-MOST_INPUTS = 15
 
 
 @kernel
@@ -35,9 +32,7 @@ def merged(
         load(kind, base, start, size, zero)
         for j in range(n):
             vector = vectors[j]
-            load(kind, addresses[j], start, size, vector)
-            for i in range(size):
-                vector[i] -= zero[i]
+            difference(kind, addresses[j], start, size, zero, vector)
             rounded(kind, vector, size)
             if thresholds[j] >= 0:
                 left[j] = trim(vector, size, thresholds[j], left[j])

@@ -108,6 +108,17 @@ def load(kind: int, address: int, start: int, count: int, block: NDArray[np.floa
 
 
 @kernel
+def difference(
+    kind: int, address: int, start: int, size: int, zero: NDArray[np.float32],
+    vector: NDArray[np.float32],
+) -> None:  # fmt: skip
+    """Load a block of a model and take the base's block ``zero`` off it."""
+    load(kind, address, start, size, vector)
+    for i in range(size):
+        vector[i] -= zero[i]
+
+
+@kernel
 def store(kind: int, block: NDArray[np.float32], count: int, address: int, start: int) -> None:
     """Round a float32 block to the nearest even and write it from element ``start`` on."""
     bits = block.view(np.uint32)

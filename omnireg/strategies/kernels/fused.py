@@ -7,7 +7,7 @@ the elements.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from math import fsum
 from typing import Any, Protocol
@@ -248,7 +248,6 @@ class Mmer:
     directional: bool
     chosen: int | None = None
     side_outputs: bool = False
-    factor: float = field(default=1.0)
 
     def survey(self, found: Any) -> Survey | None:
         """See :class:`Fused`."""
@@ -268,7 +267,7 @@ class Mmer:
             chunk.kind, chunk.zero, chunk.models, _f32(self.weights), self.normalize,
             np.float32(self.scale), *self.trim.quotas(chunk, found, number), self.rule,
             _f32(self.lambdas), self.directional, -1 if self.chosen is None else self.chosen,
-            np.float32(self.factor), chunk.count, _at(out) if aside else 0,
+            chunk.count, _at(out) if aside else 0,
             np.array([_at(mask) if aside else 0 for mask in masks], np.int64),
             0 if aside else _at(out),
         )  # fmt: skip

@@ -9,6 +9,7 @@ from omnireg.strategies.kernels.formats import (
     BF16,
     BLOCK,
     F16,
+    difference,
     kernel,
     load,
     rounded,
@@ -29,9 +30,7 @@ def count_upper(
         size = min(BLOCK, count - start)
         load(kind, base, start, size, zero)
         for j in range(len(addresses)):
-            load(kind, addresses[j], start, size, other)
-            for i in range(size):
-                other[i] -= zero[i]
+            difference(kind, addresses[j], start, size, zero, other)
             if round_to == F16:
                 for i in range(size):
                     counts[j, to_half(bits[i]) & np.uint32(0x7FFF)] += np.uint32(1)
@@ -59,9 +58,7 @@ def count_lower(
             if bins[j] < 0:
                 continue
             wanted = np.uint32(bins[j])
-            load(kind, addresses[j], start, size, other)
-            for i in range(size):
-                other[i] -= zero[i]
+            difference(kind, addresses[j], start, size, zero, other)
             hits[:] = 0
             for i in range(size):
                 hits[i] = np.uint8((bits[i] >> np.uint32(16)) & np.uint32(0x7FFF) == wanted)

@@ -3,11 +3,30 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from omnireg.strategies.kernels.formats import BLOCK, bytes_at, kernel, load, rounded, store
+from omnireg.strategies.kernels.formats import (
+    BLOCK,
+    bytes_at,
+    difference,
+    kernel,
+    load,
+    rounded,
+    store,
+)
 from omnireg.strategies.kernels.selection import trim
 
 RATIO = 0
 DISTANCE = 1
+
+
+@kernel
+def trim_all(
+    kind: int, addresses: NDArray[np.int64], start: int, size: int, zero: NDArray[np.float32],
+    thresholds: NDArray[np.int64], left: NDArray[np.int64], vectors: NDArray[np.float32],
+) -> None:  # fmt: skip
+    """Trim a block of every task vector, and keep count of the quotas that are ``left``."""
+    for j in range(len(addresses)):
+        difference(kind, addresses[j], start, size, zero, vectors[j])
+        left[j] = trim(vectors[j], size, thresholds[j], left[j])
 
 
 @kernel
@@ -50,12 +69,7 @@ def merged(
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
         load(kind, base, start, size, zero)
-        for j in range(n):
-            vector = vectors[j]
-            load(kind, addresses[j], start, size, vector)
-            for i in range(size):
-                vector[i] -= zero[i]
-            left[j] = trim(vector, size, thresholds[j], left[j])
+        trim_all(kind, addresses, start, size, zero, thresholds, left, vectors)
         elect(vectors, weights, normalize, size, elected, divisor, total)
         for i in range(size):
             zero[i] += scale * total[i]
@@ -66,13 +80,13 @@ def merged(
 def decoupled(
     kind: int, base: int, addresses: NDArray[np.int64], weights: NDArray[np.float32],
     normalize: bool, scale: np.float32, thresholds: NDArray[np.int64], quotas: NDArray[np.int64],
-    rule: int, lambdas: NDArray[np.float32], directional: bool, chosen: int, factor: np.float32,
-    count: int, vector_out: int, masks_out: NDArray[np.int64], merged_out: int,
+    rule: int, lambdas: NDArray[np.float32], directional: bool, chosen: int, count: int,
+    vector_out: int, masks_out: NDArray[np.int64], merged_out: int,
 ) -> None:  # fmt: skip
     """τ★ as stored, one mask per model (eight elements a byte, lowest bit first), θ₀ + m∘τ★.
 
     Each output is written where its address is not 0. ``chosen`` is the model whose mask the
-    merged output uses, -1 for none; ``factor`` its rescale.
+    merged output uses, -1 for none.
     """
     n = len(addresses)
     vectors, zero = np.empty((n, BLOCK), np.float32), np.empty(BLOCK, np.float32)
@@ -83,12 +97,7 @@ def decoupled(
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
         load(kind, base, start, size, zero)
-        for j in range(n):
-            trimmed = vectors[j]
-            load(kind, addresses[j], start, size, trimmed)
-            for i in range(size):
-                trimmed[i] -= zero[i]
-            left[j] = trim(trimmed, size, thresholds[j], left[j])
+        trim_all(kind, addresses, start, size, zero, thresholds, left, vectors)
         elect(vectors, weights, normalize, size, elected, divisor, total)
         for i in range(size):
             total[i] *= scale
@@ -98,15 +107,13 @@ def decoupled(
         for j in range(n):
             if j != chosen and masks_out[j] == 0:
                 continue
-            load(kind, addresses[j], start, size, vector)
-            for i in range(size):
-                vector[i] -= zero[i]
+            difference(kind, addresses[j], start, size, zero, vector)
             significant(vector, total, rule, lambdas[j], directional, size, keep)
             if masks_out[j] != 0:
                 pack(keep, size, masks_out[j], start)
             if j == chosen and merged_out != 0:
                 for i in range(size):
-                    elected[i] = zero[i] + factor * (total[i] if keep[i] != 0 else np.float32(0))
+                    elected[i] = zero[i] + (total[i] if keep[i] != 0 else np.float32(0))
                 store(kind, elected, size, merged_out, start)
         if chosen < 0 and merged_out != 0:
             for i in range(size):
