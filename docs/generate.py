@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from omnireg.cli import COMMANDS, cli
+from omnireg.cli.merge import MergeCommand
 from omnireg.cli.output import DefaultGroup, Settings, common_options
 from omnireg.cli.plugins import _described
-from omnireg.engine.tools import merge_options
 from omnireg.host import PluginHost
 
 DOCS = Path(__file__).parent
@@ -100,6 +100,8 @@ def _sections(
     command: click.Command, parent: click.Context, level: int, common: set[str | None]
 ) -> Iterator[str]:
     context = click.Context(command, info_name=command.name, parent=parent, obj=Settings())
+    if isinstance(command, MergeCommand):
+        command.learn()
     yield f"{'#' * level} {context.command_path}"
     yield "```text\n" + "\n".join(_usage(command, context)) + "\n```"
     yield _prose(command.help or "")
@@ -121,7 +123,7 @@ def _usage(command: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def _option_tables(command: click.Command, own: list[click.Option]) -> Iterator[str]:
-    foreign = {option.name for option in merge_options()} if command.name == "merge" else set()
+    foreign = {p.name for p in command.foreign} if isinstance(command, MergeCommand) else set()
     ours = [option for option in own if option.name not in foreign]
     if ours:
         yield _options(ours)

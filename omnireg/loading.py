@@ -2,12 +2,14 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from omnireg.answers import Question
 from omnireg.checkpoint import Checkpoint
 from omnireg.errors import CheckpointError, PlanError
 from omnireg.shards import TensorHeader
@@ -34,12 +36,14 @@ def check_complete(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: tensors are missing, unexpected or of another shape; each is named.
     """
-    if model_class(checkpoint) is not None:
-        _check_once(_Sibling(checkpoint, checkpoint.tensors))
+    _check_once(_Sibling(checkpoint, checkpoint.tensors))
 
 
 class _Sibling:
-    """A checkpoint that equals any other of its class, config, and tensors by name and shape."""
+    """A checkpoint that equals any other of its class, config, and tensors by name and shape.
+
+    What transformers says of one holds for all of them, in other processes too.
+    """
 
     def __init__(self, checkpoint: Checkpoint, headers: Mapping[str, TensorHeader]) -> None:
         self.checkpoint = checkpoint
@@ -56,14 +60,28 @@ class _Sibling:
     def __hash__(self) -> int:
         return hash(self._key)
 
+    def ask(self, question: str, answer: Callable[[Checkpoint], bool]) -> bool:
+        """Return what was found of a sibling before, else find out; errors are not remembered."""
+        asked = Question(question, version("transformers"), version("omnireg"), *self._key)
+        known = asked.recall()
+        if not isinstance(known, bool):
+            known = answer(self.checkpoint)
+            asked.remember(known)
+        return known
+
 
 @lru_cache(maxsize=64)
-def _check_once(sibling: _Sibling) -> None:
+def _check_once(sibling: _Sibling) -> bool:
+    return sibling.ask("complete", _check)
+
+
+def _check(checkpoint: Checkpoint) -> bool:
     import torch
     import transformers
 
-    checkpoint = sibling.checkpoint
     cls: Any = model_class(checkpoint)
+    if cls is None:
+        return True
     headers = checkpoint.tensors
     with quiet(), _config_errors(checkpoint):
         # not cls.from_pretrained: Qwen2_5Omni's own cannot return what it found
@@ -97,6 +115,7 @@ def _check_once(sibling: _Sibling) -> None:
             f"{checkpoint.ref} is not a complete {checkpoint.architecture}: {'; '.join(said)};"
             " download or save it again"
         )
+    return True
 
 
 class _NamesOnDisk:
@@ -165,20 +184,22 @@ def ties_head(checkpoint: Checkpoint) -> bool:
     transformers decides this from another config key in almost every class, so it is asked. For a
     class it does not have, the config's own word counts, and without one the head is tied.
     """
-    cls = model_class(checkpoint)
+    return _ties_once(_Sibling(checkpoint, {}))
+
+
+@lru_cache(maxsize=64)
+def _ties_once(sibling: _Sibling) -> bool:
+    return sibling.ask("ties its head", _ties)
+
+
+def _ties(checkpoint: Checkpoint) -> bool:
+    import torch
+
+    cls: Any = model_class(checkpoint)
     if cls is None:
         text = checkpoint.config.get("text_config") or {}
         default = text.get("tie_word_embeddings", True)
         return bool(checkpoint.config.get("tie_word_embeddings", default))
-    return _class_ties_head(_Sibling(checkpoint, {}))
-
-
-@lru_cache(maxsize=64)
-def _class_ties_head(sibling: _Sibling) -> bool:
-    import torch
-
-    checkpoint = sibling.checkpoint
-    cls: Any = model_class(checkpoint)
     with quiet(), _config_errors(checkpoint), torch.device("meta"):
         model = cls(cls.config_class.from_pretrained(checkpoint.folder))
     return any(name.endswith("lm_head.weight") for name in model.all_tied_weights_keys)

@@ -1,12 +1,13 @@
 """``omnireg merge`` and ``omnireg mergekit``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from omnireg.cli.output import Settings, common_options, hint, print_json, progress_bar
-from omnireg.engine.tools import merge_options
 
 if TYPE_CHECKING:
     from omnireg.host import PluginHost
@@ -38,7 +39,43 @@ def plugins(file: Path | None) -> "PluginHost":
     return host
 
 
-@click.command("merge")
+class MergeCommand(click.Command):
+    """Takes mergekit's own merge options too.
+
+    Importing what declares them takes seconds, so that is left until one is typed or help is asked
+    for.
+    """
+
+    foreign: Sequence[click.Parameter] = ()
+
+    def learn(self) -> None:
+        """Add mergekit's options to ours."""
+        from omnireg.engine.tools import merge_options
+
+        if not self.foreign:
+            self.foreign = merge_options()
+            self.params.extend(self.foreign)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse with our options alone if that will do."""
+        try:
+            return super().parse_args(ctx, list(args))
+        except click.NoSuchOption:
+            self.learn()
+        return super().parse_args(ctx, args)
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help on all options."""
+        self.learn()
+        return super().get_help(ctx)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete all options."""
+        self.learn()
+        return super().shell_complete(ctx, incomplete)
+
+
+@click.command("merge", cls=MergeCommand)
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--name", help="Name in the registry [default: the recipe's, else OUT's].")
@@ -102,9 +139,6 @@ def merge_command(
     )
     if not no_record:
         hint(f"next: omnireg lineage {receipt.name}")
-
-
-merge_command.params.extend(merge_options())
 
 
 @click.command(

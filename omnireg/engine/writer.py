@@ -2,9 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import Self
 
 from omnireg.alignment import EMBEDDING, HEAD
 from omnireg.checkpoint import INDEX
@@ -16,6 +19,8 @@ from omnireg.shards import write_index
 from omnireg.tensors import usual_dtype
 
 Data = bytes | memoryview
+#: after so many bytes the disk is told to begin
+_FLUSH = 1 << 27
 
 
 def write_file(
@@ -27,24 +32,55 @@ def write_file(
         MergeError: the content is not as long as was planned.
     """
     digest = sha256(file.header)
-    with (folder / file.name).open("wb", buffering=0) as stream:
+    with (folder / file.name).open("wb", buffering=0) as stream, _Disk(stream.fileno()) as disk:
         os.posix_fallocate(stream.fileno(), 0, max(file.size, 1))
-        _write(stream.fileno(), file.header)
+        disk.write(file.header)
         for data in content:
-            _write(stream.fileno(), data)
-            digest.update(data)
+            with disk.writing(data):
+                digest.update(data)
             wrote(len(data))
-        written = stream.tell()
-        if written != file.size:
-            raise MergeError(f"{file.name} has {written} bytes instead of {file.size}")
-        os.fsync(stream.fileno())
+        if disk.written != file.size:
+            raise MergeError(f"{file.name} has {disk.written} bytes instead of {file.size}")
+        disk.flush()
     return digest.hexdigest()
 
 
-def _write(handle: int, data: Data) -> None:
-    view = memoryview(data)
-    while len(view):
-        view = view[os.write(handle, view[: 1 << 30]) :]
+class _Disk:
+    """One open file: written while the caller hashes, and flushed while it goes on."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle, self.written, self._flushed = handle, 0, 0
+        self._hands = ThreadPoolExecutor(2, thread_name_prefix="omnireg-disk")
+        self._flush = self._hands.submit(lambda: None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hands.shutdown()
+
+    @contextmanager
+    def writing(self, data: Data) -> Iterator[None]:
+        """Write while the block runs."""
+        write = self._hands.submit(self.write, data)
+        yield
+        write.result()
+        if self.written - self._flushed >= _FLUSH and self._flush.done():
+            self._flush.result()
+            self._flushed = self.written
+            self._flush = self._hands.submit(os.fdatasync, self._handle)
+
+    def flush(self) -> None:
+        """Wait until all that was written is on the disk."""
+        self._flush.result()
+        os.fsync(self._handle)
+
+    def write(self, data: Data) -> None:
+        """Write at the end."""
+        view = memoryview(data)
+        while len(view):
+            size = os.write(self._handle, view[: 1 << 30])
+            view, self.written = view[size:], self.written + size
 
 
 def write_side_files(output: Output, folder: Path) -> None:

@@ -3,7 +3,8 @@
     python tests/bench/engine.py /tmp/bench [--quick]
 
 Every merge runs in a process of its own. Engine time leaves imports out on both sides; whole
-processes are timed beside it. Peers take turns with ours, and medians are compared.
+processes are the two commands as people type them, ours without recording, which mergekit does not
+do. Peers take turns with ours, and medians are compared.
 """
 
 import argparse
@@ -45,16 +46,26 @@ def recipe(folder: Path, method: str, models: list[Path], extra: str = "") -> Pa
 
 
 def once(engine: str, path: Path, out: Path, **env: str) -> dict[str, Any]:
-    """Run one merge in a process of its own."""
-    for left in (out, out.with_name(out.name + ".partial")):
-        shutil.rmtree(left, ignore_errors=True)
-    began = time.perf_counter()
+    """Run one merge in a process of its own and return what it measured."""
     done = subprocess.run(
         [sys.executable, str(ONE), engine, str(path), str(out), THREADS],
         check=True, capture_output=True, text=True, env={**os.environ, **env},
     )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return {**found, "process": time.perf_counter() - began}
+    return found
+
+
+def process(engine: str, path: Path, out: Path, *options: str, **env: str) -> dict[str, Any]:
+    """Run one merge by its command, and time all of it."""
+    programs = Path(sys.executable).parent
+    shutil.rmtree(out, ignore_errors=True)
+    merging = [str(path), str(out)]
+    command = [str(programs / "mergekit-yaml"), *merging, "--no-write-model-card"]
+    if engine == "stream":
+        command = [str(programs / "omnireg"), "merge", *merging, "--threads", THREADS, *options]
+    began = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **env})
+    return {"seconds": time.perf_counter() - began}
 
 
 def copied(models: list[Path], out: Path) -> dict[str, Any]:
@@ -70,12 +81,11 @@ def copied(models: list[Path], out: Path) -> dict[str, Any]:
 
 def pairs(
     name: str, ours: Callable[[], dict[str, Any]], peer: Callable[[], dict[str, Any]], rounds: int,
-    key: str = "seconds", *, inverse: bool = False,
+    *, inverse: bool = False,
 ) -> None:  # fmt: skip
     """Print the median ratio of two things that take turns."""
     found = [(ours(), peer()) for _ in range(rounds)]
-    a, b = (median(pair[side][key if key in pair[side] else "seconds"] for pair in found)
-            for side in (0, 1))  # fmt: skip
+    a, b = (median(pair[side]["seconds"] for pair in found) for side in (0, 1))
     ratio = f"{b / a:.1f} x faster" if inverse else f"{a / b:.2f} x"
     say(f"{name}: {a:.2f} s against {b:.2f} s: {ratio} (median of {rounds})")
 
@@ -99,25 +109,35 @@ def main() -> None:
     mmer = recipe(work, "mmer", three)
 
     with tempfile.TemporaryDirectory() as fresh:
-        first = once("stream", ties, out, NUMBA_CACHE_DIR=fresh)
-        again = once("stream", ties, out, NUMBA_CACHE_DIR=fresh)
-    say(f"first run ever: {first['process'] - again['process']:.1f} s more (kernels compile)")
+        first, again = (
+            process("stream", ties, out, "--no-record", NUMBA_CACHE_DIR=fresh)["seconds"]
+            for _ in range(2)
+        )
+    say(f"first run ever: {first - again:.1f} s more (kernels compile)")
 
     def stream(path: Path) -> Callable[[], dict[str, Any]]:
         return lambda: once("stream", path, out)
 
+    def command(engine: str, path: Path, *options: str) -> Callable[[], dict[str, Any]]:
+        return lambda: process(engine, path, out, *options)
+
     for name, path in (("average", average), ("ties", ties)):
-        pairs(f"{name}, engine, against cat + cp", stream(path), lambda: copied(three, copy), 5)
+        pairs(f"{name}, engine, against cat + cp", stream(path), lambda: copied(three, copy), 7)
     pairs("mmer with a mask, engine, against omni_ties", stream(mmer), stream(omni), 5)
-    for key in ("seconds", "process"):
-        peer = lambda: once("mergekit-yaml", linear, out)  # noqa: E731
-        pairs(f"linear, {key}, against mergekit", stream(linear), peer, 3, key, inverse=True)
+    peer = lambda: once("mergekit-yaml", linear, out)  # noqa: E731
+    pairs("linear, engine, against mergekit", stream(linear), peer, 5, inverse=True)
+    ours, peer = command("stream", linear, "--no-record"), command("mergekit-yaml", linear)
+    pairs("linear, whole process, against mergekit-yaml", ours, peer, 3, inverse=True)
+    registry = ("--registry", str(work / "registry.db"))
+    recorded = sorted(command("stream", ties, "--name", f"n{i}", *registry)()["seconds"]
+                      for i in range(4))  # fmt: skip
+    say(f"ties, whole process with recording, inputs hashed before: {recorded[1]:.2f} s")
     memory = max(once("stream", p, out)["private_bytes"] for p in (average, ties, omni, mmer))
     say(f"private memory at most: {memory / 1e6:.0f} MB")
     if options.quick:
         return
-    peer = lambda: once("mergekit-yaml", ties, out)  # noqa: E731
-    pairs("ties, process, against mergekit", stream(ties), peer, 1, "process", inverse=True)
+    ours, peer = command("stream", ties, "--no-record"), command("mergekit-yaml", ties)
+    pairs("ties, whole process, against mergekit-yaml", ours, peer, 3, inverse=True)
     for billions in (0.1, 0.3, 0.6):
         for models in (2, 4, 8):
             family = make(work, billions, models)

@@ -26,7 +26,7 @@ from omnireg.strategies.thresholds import Kind
 BF16: Final = int(Kind.BF16)
 F16: Final = int(Kind.F16)
 F32: Final = int(Kind.F32)
-BLOCK: Final = 4096
+BLOCK: Final = 1024
 
 F = TypeVar("F", bound=Callable[..., Any])
 #: compiled code calls these without the typing context of their definition
@@ -150,18 +150,18 @@ def rounded(kind: int, block: NDArray[np.float32], count: int) -> None:
 
 @kernel
 def all_finite(kind: int, address: int, count: int) -> bool:
-    """Whether no element is NaN or infinite."""
-    exponent = np.uint32(0x7F80 if kind == BF16 else 0x7C00 if kind == F16 else 0x7F800000)
-    odd = np.uint32(0)
+    """Whether no element is NaN or infinite: whether the largest magnitude is a number."""
     if kind == F32:
+        most = np.uint32(0)
         whole = carray(_uint32_at(address), count)
         for i in range(count):
-            odd += np.uint32((whole[i] & exponent) == exponent)
-    else:
-        short = carray(_uint16_at(address), count)
-        for i in range(count):
-            odd += np.uint32((np.uint32(short[i]) & exponent) == exponent)
-    return odd == 0
+            most = max(most, np.uint32(whole[i] & np.uint32(0x7FFFFFFF)))
+        return bool(most < np.uint32(0x7F800000))
+    top = np.uint16(0)
+    short = carray(_uint16_at(address), count)
+    for i in range(count):
+        top = max(top, np.uint16(short[i] & np.uint16(0x7FFF)))
+    return bool(top < np.uint16(0x7F80 if kind == BF16 else 0x7C00))
 
 
 @inlined
