@@ -231,6 +231,11 @@ def test_plugins_and_strategies_commands_follow_the_contract(site: Path, run: Ru
         "name", "pretty_name", "reference", "distribution", "version", "accelerated",
         "parameters",
     }  # fmt: skip
+    accelerated = {entry["name"]: entry["accelerated"] for entry in strategies}
+    assert accelerated["mmer"]
+    assert accelerated["linear"]
+    assert not accelerated["slerp"]
+    assert not accelerated["shown"]
     shown: Outcome = run("strategies", "show", "mmer", "--json")
     parameters = {p["name"]: p for p in json.loads(shown.out)["parameters"]}
     assert parameters["density"]["default"] == 0.5

@@ -67,14 +67,17 @@ def show_strategy(settings: Settings, name: str) -> None:
 
 
 def _described(strategy: Strategy) -> dict[str, Any]:
-    spec = strategy.load().spec
+    from omnireg.strategies.kernels.choose import is_accelerated
+
+    method = strategy.load()
+    spec = method.spec
     return {
         "name": spec.name,
         "pretty_name": spec.pretty_name,
         "reference": spec.reference_url,
         "distribution": strategy.origin.distribution,
         "version": strategy.origin.version,
-        "accelerated": False,
+        "accelerated": is_accelerated(method),
         "parameters": [_parameter(parameter) for parameter in spec.parameters],
     }
 

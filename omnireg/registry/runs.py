@@ -51,8 +51,24 @@ def finish(session: Session, run_id: int, said: Facts) -> CheckpointRow:
     made = replace(said, strategy=said.strategy or run.strategy)
     run.checkpoint = record(session, made, create_parents=True)
     run.status, run.finished_at = RunStatus.DONE, now()
+    _close_interrupted(session, run)
     session.flush()
     return run.checkpoint
+
+
+def _close_interrupted(session: Session, done: RunRow) -> None:
+    """End earlier runs into the same folder: it is made by one at a time, so they were killed."""
+    if done.out is None:
+        return
+    interrupted = select(RunRow).where(
+        RunRow.status == RunStatus.RUNNING,
+        RunRow.out == done.out,
+        RunRow.machine == done.machine,
+        RunRow.id < done.id,
+    )
+    for run in session.scalars(interrupted):
+        run.status, run.finished_at = RunStatus.FAILED, now()
+        run.error = f"interrupted; run {done.id} finished its work"
 
 
 def fail(session: Session, run_id: int, error: str) -> RunRow:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -115,8 +116,10 @@ def main() -> None:
         )
     say(f"first run ever: {first - again:.1f} s more (kernels compile)")
 
-    def stream(path: Path) -> Callable[[], dict[str, Any]]:
-        return lambda: once("stream", path, out)
+    def engine(which: str, path: Path) -> Callable[[], dict[str, Any]]:
+        return lambda: once(which, path, out)
+
+    stream = partial(engine, "stream")
 
     def command(engine: str, path: Path, *options: str) -> Callable[[], dict[str, Any]]:
         return lambda: process(engine, path, out, *options)
@@ -124,7 +127,9 @@ def main() -> None:
     for name, path in (("average", average), ("ties", ties)):
         pairs(f"{name}, engine, against cat + cp", stream(path), lambda: copied(three, copy), 7)
     pairs("mmer with a mask, engine, against omni_ties", stream(mmer), stream(omni), 5)
-    peer = lambda: once("mergekit-yaml", linear, out)  # noqa: E731
+    name = "mmer with its vector and three masks, passes on one thread, against omni_ties"
+    pairs(name, engine("passes", mmer), engine("passes", omni), 5)
+    peer = engine("mergekit-yaml", linear)
     pairs("linear, engine, against mergekit", stream(linear), peer, 5, inverse=True)
     ours, peer = command("stream", linear, "--no-record"), command("mergekit-yaml", linear)
     pairs("linear, whole process, against mergekit-yaml", ours, peer, 3, inverse=True)

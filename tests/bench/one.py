@@ -34,6 +34,33 @@ class Peak(threading.Thread):
             time.sleep(0.005)
 
 
+def passes(recipe: str) -> None:
+    """Make all compiled passes over every tensor on one thread, and write nothing.
+
+    MMER computes its merged task vector and every model's mask.
+    """
+    from dataclasses import replace
+
+    from omnireg.engine.tensors import Job, Settings
+    from omnireg.host import PluginHost
+    from omnireg.planning import plan
+    from omnireg.recipe import as_recipe
+    from omnireg.shards import ByteReader
+    from omnireg.strategies.kernels.fused import Mmer
+
+    planned = plan(as_recipe(Path(recipe))[0], PluginHost(), engine="stream")
+    settings = Settings(planned, ByteReader())
+    for tensor in planned.merged.values():
+        job = Job(tensor, settings)
+        if isinstance(job.fused, Mmer):
+            job.fused = replace(job.fused, side_outputs=True)
+        job.survey()
+        assert job.fused
+        for chunk in range(job.chunks):
+            with job._chunk(chunk) as view:
+                job.fused.emit(view, job.found, chunk)
+
+
 def main(engine: str, recipe: str, out: str, threads: str) -> None:
     """Import everything first, then time the engine alone."""
     peak = Peak()
@@ -64,9 +91,12 @@ def main(engine: str, recipe: str, out: str, threads: str) -> None:
         shutil.rmtree(out, ignore_errors=True)
         peak.start()
         began = time.perf_counter()
-        omnireg.merge(
-            Path(recipe), out, engine=engine, threads=int(threads), record=False, host=host
-        )
+        if engine == "passes":
+            passes(recipe)
+        else:
+            omnireg.merge(
+                Path(recipe), out, engine=engine, threads=int(threads), record=False, host=host
+            )
     seconds = time.perf_counter() - began
     sys.stdout.write(json.dumps({"seconds": seconds, "private_bytes": peak.value}) + "\n")
 

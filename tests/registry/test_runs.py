@@ -229,3 +229,14 @@ def test_parameters_must_be_json(registry: Registry) -> None:
         _begin(registry, parameters={"weight": float("nan")})
     with pytest.raises(RegistryError, match="seed -1 is out of range"):
         _begin(registry, seed=-1)
+
+
+def test_a_finished_run_ends_those_that_were_killed_at_its_work(registry: Registry) -> None:
+    """Other folders and other machines are other work."""
+    killed = _begin(registry)
+    elsewhere = [_begin(registry, out="out/other"), _begin(registry, machine="another")]
+    number = _begin(registry)
+    registry.finish_run(number, name="new", kind="merged", fingerprint="ab" * 32)
+    assert registry.run(killed).status is RunStatus.FAILED
+    assert registry.run(killed).error == f"interrupted; run {number} finished its work"
+    assert [registry.run(n).status for n in elsewhere] == [RunStatus.RUNNING] * 2
