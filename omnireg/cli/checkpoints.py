@@ -1,5 +1,6 @@
 """``omnireg add``, ``list``, ``show`` and ``lineage``."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -118,7 +119,8 @@ def _print_record(record: "Checkpoint", run: "Run | None") -> None:
     facts = record.to_json() | {"parents": None}
     for key, value in facts.items():
         if value:
-            click.echo(f"{key:<13}{', '.join(value) if isinstance(value, list) else value}")
+            text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+            click.echo(f"{key:<13}{', '.join(text) if isinstance(text, list) else text}")
     for parent in record.parents:
         weight = "" if parent.weight is None else f", weight {parent.weight:g}"
         click.echo(f"{'parent':<13}{parent.name} ({parent.role}{weight})")
@@ -144,18 +146,42 @@ def _print_record(record: "Checkpoint", run: "Run | None") -> None:
     show_default=True,
     help="How to draw it.",
 )
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="At most so many in each direction, nearest first.",
+)
+@click.option(
+    "--offset", type=click.IntRange(min=0), default=0, help="Leave out so many nearest ones."
+)
 @common_options
 @click.pass_obj
 def lineage_command(
-    settings: Settings, name: str, direction: str, depth: int | None, drawing: str
+    settings: Settings,
+    name: str,
+    direction: str,
+    depth: int | None,
+    drawing: str,
+    limit: int,
+    offset: int,
 ) -> None:
     """Show what NAME was made of (up) and what was made of it (down)."""
     from omnireg.engine.recording import find_record
     from omnireg.registry import Drawing, render
 
     with settings.open_registry() as book:
-        family = book.lineage(find_record(book, name).name, direction=direction, depth=depth)
+        family = book.lineage(
+            find_record(book, name).name,
+            direction=direction,
+            depth=depth,
+            limit=limit,
+            offset=offset,
+        )
     if settings.as_json or drawing == "json":
         print_json(family.to_json())
     else:
         click.echo(render(family, Drawing(drawing)).rstrip("\n"))
+    if family.truncated:
+        hint(f"there are more: raise --limit, or go on with --offset {offset + limit}")

@@ -42,6 +42,16 @@ def check_command(settings: Settings) -> None:
         raise RegistryError(f"the registry is damaged: {'; '.join(problems)}")
 
 
+@db_command.command("seal")
+@common_options
+@click.pass_obj
+def seal_command(settings: Settings) -> None:
+    """Make the file one to ship: read by default, written only when --registry names it."""
+    with settings.open_registry() as book:
+        book.seal()
+        _print(settings, book.current(), [])
+
+
 def _print(settings: Settings, revision: str | None, problems: list[str]) -> None:
     if settings.as_json:
         print_json({"revision": revision, "ok": not problems, "problems": problems})

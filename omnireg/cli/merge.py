@@ -1,6 +1,7 @@
 """``omnireg merge`` and ``omnireg mergekit``."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,8 @@ def merge_command(
     """
     from omnireg.engine import merge
 
-    with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
+    book = nullcontext(None) if no_record else settings.open_registry()
+    with book as registry, progress_bar(settings.quiet) as progress:
         receipt = merge(
             config,
             out,
@@ -122,7 +124,7 @@ def merge_command(
             seed=seed,
             threads=threads,
             resume=not no_resume,
-            registry=book,
+            registry=registry,
             record=not no_record,
             host=plugins(plugin_file),
             options=options,

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omnireg.alignment import align
 from omnireg.backbone import check_nothing_lost
 from omnireg.checkpoint import Checkpoint, combine_digests
 from omnireg.digests import remember_sha256
-from omnireg.engine import recording
 from omnireg.engine.journal import Journal, unfinished
 from omnireg.engine.provenance import describe, versions
 from omnireg.engine.writer import write_file, write_side_files
@@ -23,8 +22,10 @@ from omnireg.outputs import appearing, check_free, scratch_folder
 from omnireg.planning import Engine, Plan, plan
 from omnireg.planning.output import Output
 from omnireg.recipe import Recipe, as_recipe
-from omnireg.registry import Registry
 from omnireg.shards import SHARD_BYTES, ByteReader
+
+if TYPE_CHECKING:
+    from omnireg.registry import Registry
 
 #: called with (stage, done, total, detail); bytes while a stage is "writing"
 Progress = Callable[[str, int, int, str], None]
@@ -102,7 +103,7 @@ def merge(
     seed: int = 0,
     threads: int | None = None,
     resume: bool = True,
-    registry: Registry | None = None,
+    registry: "Registry | None" = None,
     record: bool = True,
     host: PluginHost | None = None,
     options: Mapping[str, Any] | None = None,
@@ -134,24 +135,35 @@ def merge(
     out, host = Path(out), host or PluginHost()
     check_free(out)
     chosen = name or parsed.omnireg.name or out.name
-    book = (registry or Registry()) if record else None
+    book = (registry or _default_registry()) if record else None
     if book:
         book.check_name_free(chosen, recipe_digest=parsed.digest)
     planned = plan(parsed, host, engine=engine)
     how = Options(seed, threads, resume, allow_nonfinite, options or {})
-    run_id = recording.start(book, chosen, out, planned, text, seed) if book else None
+    if book:
+        # the registry takes a moment to import; a merge that is not recorded does not need it
+        from omnireg.engine import recording
+
+        run_id = recording.start(book, chosen, out, planned, text, seed)
     began = time.monotonic()
     try:
         fingerprint, resumed = _run(planned, out, how, host, progress)
-        if book and run_id is not None:
+        if book:
             progress("recording", 0, 1, "")
             recording.finish(book, run_id, chosen, planned, out, fingerprint)
     except BaseException as exc:
-        if book and run_id is not None:
+        if book:
             recording.fail(book, run_id, exc)
         raise
     seconds = time.monotonic() - began
-    return Receipt(chosen, fingerprint, out, str(planned.engine), run_id, seconds, resumed)
+    number = run_id if book else None
+    return Receipt(chosen, fingerprint, out, str(planned.engine), number, seconds, resumed)
+
+
+def _default_registry() -> "Registry":
+    from omnireg.registry import Registry
+
+    return Registry()
 
 
 def _run(

@@ -2,9 +2,13 @@
 
 from omnireg.registry.api import Registry
 from omnireg.registry.lineage import Direction, Edge, Lineage, Node
+from omnireg.registry.ranking import Compared, Comparison, Mean, Place, Row
+from omnireg.registry.reading import Answer
 from omnireg.registry.records import (
     Benchmark,
+    Changes,
     Checkpoint,
+    Event,
     Kind,
     Parent,
     Role,
@@ -13,21 +17,32 @@ from omnireg.registry.records import (
     Score,
 )
 from omnireg.registry.render import Drawing, render
+from omnireg.registry.signatures import THRESHOLDS, Signature
 
 __all__ = [
+    "THRESHOLDS",
+    "Answer",
     "Benchmark",
+    "Changes",
     "Checkpoint",
+    "Compared",
+    "Comparison",
     "Direction",
     "Drawing",
     "Edge",
+    "Event",
     "Kind",
     "Lineage",
+    "Mean",
     "Node",
     "Parent",
+    "Place",
     "Registry",
     "Role",
+    "Row",
     "Run",
     "RunStatus",
     "Score",
+    "Signature",
     "render",
 ]

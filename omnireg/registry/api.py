@@ -1,6 +1,6 @@
 """The registry as a Python object: every call is one transaction and returns frozen values."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -8,9 +8,31 @@ from typing import Any, Self
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from omnireg.registry import checkpoints, lineage, recording, rules, runs, scores
+from omnireg.errors import RegistryError
+from omnireg.registry import (
+    checkpoints,
+    events,
+    lineage,
+    ranking,
+    reading,
+    recording,
+    rules,
+    runs,
+    scores,
+    signatures,
+)
 from omnireg.registry.database import BUSY_TIMEOUT, Database
-from omnireg.registry.records import Benchmark, Checkpoint, Kind, Parent, Run, RunStatus, Score
+from omnireg.registry.records import (
+    Benchmark,
+    Changes,
+    Checkpoint,
+    Event,
+    Kind,
+    Parent,
+    Run,
+    RunStatus,
+    Score,
+)
 from omnireg.registry.tables import AliasRow, CheckpointRow
 
 
@@ -122,13 +144,24 @@ class Registry:
             return checkpoints.search(session, kind, modality, strategy, parent, limit)
 
     def lineage(
-        self, ref: str, *, direction: str = "both", depth: int | None = None
+        self,
+        ref: str,
+        *,
+        direction: str = "both",
+        depth: int | None = None,
+        limit: int | None = None,
+        offset: int = 0,
     ) -> lineage.Lineage:
-        """Return the family of a checkpoint, `depth` generations up, down or both."""
+        """Return the family of a checkpoint, `depth` generations up, down or both, nearest first.
+
+        In each direction at most `limit` relatives, after the first `offset` of them.
+        """
         way = rules.state(lineage.Direction, direction, "direction")
-        generations = rules.limit(depth, "depth")
+        generations, most = rules.limit(depth, "depth"), rules.limit(limit)
+        skipped = rules.count(offset, "offset") or 0
         with self._database.reading() as session:
-            return lineage.family(session, checkpoints.find(session, ref), way, generations)
+            root = checkpoints.find(session, ref)
+            return lineage.family(session, root, way, generations, most, skipped)
 
     # Scores
 
@@ -198,6 +231,47 @@ class Registry:
         """Return every score of a checkpoint, by benchmark and metric."""
         with self._database.reading() as session:
             return scores.scores_of(session, checkpoints.find(session, checkpoint))
+
+    def leaderboard(
+        self, benchmark: str, *, metric: str | None = None, limit: int | None = 50
+    ) -> list[ranking.Place]:
+        """Return the best checkpoints on a benchmark; the metric is its usual one unless given."""
+        most = rules.limit(limit)
+        with self._database.reading() as session:
+            return ranking.leaderboard(session, benchmark, metric, most)
+
+    def compare(
+        self,
+        names: str | Iterable[str],
+        *,
+        against: str,
+        benchmarks: Iterable[str] = (),
+        source: str | None = None,
+    ) -> ranking.Comparison:
+        """Return how checkpoints differ from a reference on every benchmark both have."""
+        wanted = [names] if isinstance(names, str) else list(names)
+        with self._database.reading() as session:
+            rows = {ref: checkpoints.find(session, ref) for ref in (*wanted, against)}
+            found = {row.name: scores.scores_of(session, row) for row in rows.values()}
+        return ranking.compare(
+            [rows[ref].name for ref in wanted], found, rows[against].name, benchmarks, source
+        )
+
+    def check_scores(
+        self, ref: str, *, thresholds: Mapping[str, float] | None = None
+    ) -> list[signatures.Signature]:
+        """Return the signatures of failure that the scores of a checkpoint show.
+
+        `thresholds` changes some of :data:`omnireg.registry.signatures.THRESHOLDS`.
+        """
+        limits = signatures.thresholds(thresholds or {})
+        with self._database.reading() as session:
+            row = checkpoints.find(session, ref)
+            found = {
+                other.name: scores.scores_of(session, other)
+                for other in (row, *(edge.parent for edge in row.parents))
+            }
+            return signatures.check(checkpoints.to_checkpoint(row), found, limits)
 
     # Runs
 
@@ -299,12 +373,81 @@ class Registry:
         with self._database.reading() as session:
             return runs.latest(session, status=state, limit=limit)
 
+    # Manifests
+
+    def apply(self, *files: str | Path, dry_run: bool = False) -> Changes:
+        """Bring the registry to what manifest files declare, in one transaction.
+
+        Applying the same files again changes nothing. A dry run works on a scratch copy.
+
+        Raises:
+            RegistryError: the files contradict themselves or what is recorded; names file and line.
+        """
+        # manifests take a moment to import, and few commands read them
+        from omnireg.registry.declare.applying import apply
+        from omnireg.registry.declare.reading import read
+
+        items = read([Path(file) for file in files])
+        if dry_run:
+            with self._database.scratch() as scratch, scratch.trying() as session:
+                return apply(session, items)
+        with self._database.writing() as session:
+            return apply(session, items)
+
+    def items(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield all that is recorded, as (``benchmark`` | ``checkpoint`` | …, fields)."""
+        from omnireg.registry.declare import exporting
+
+        with self._database.reading() as session:
+            yield from exporting.items(session)
+
+    def export(self, out: str | Path) -> None:
+        """Write a manifest of all that is recorded: JSON Lines if `out` ends so, else YAML.
+
+        Raises:
+            RegistryError: the file cannot be written; an older one stays as it was.
+        """
+        from omnireg.registry.declare import exporting
+
+        path = Path(out)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            with partial.open("w", encoding="utf-8") as stream:
+                if path.suffix in (".jsonl", ".ndjson"):
+                    stream.writelines(exporting.lines(self.items()))
+                else:
+                    stream.write(exporting.as_yaml(self.items()))
+            partial.replace(path)
+        except OSError as exc:
+            raise RegistryError(f"cannot write {path}: {exc.strerror}: check the folder") from exc
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def sql(self, query: str, *, limit: int | None = 1000) -> reading.Answer:
+        """Return what a SELECT over the documented views finds; nothing can be written."""
+        most = rules.limit(limit)
+        with self._database.reading() as session:
+            return reading.ask(session.connection(), query, most)
+
+    def events(self, subject: str | None = None, *, limit: int | None = 100) -> list[Event]:
+        """Return who changed what, newest first; of one checkpoint or benchmark if named."""
+        with self._database.reading() as session:
+            return events.search(session, subject, limit)
+
     # The database
 
     def upgrade(self) -> str | None:
         """Create the schema or bring an older one up to date, and return its revision."""
         self._database.upgrade()
         return self.current()
+
+    def seal(self) -> None:
+        """Make a SQLite file one that ships with a project.
+
+        It is one file without side files, which anyone may read by default, and which is only
+        written where it is named: by a URL, ``--registry`` or ``$OMNIREG_REGISTRY``.
+        """
+        self._database.seal()
 
     def current(self) -> str | None:
         """Return the schema's revision, or None where there is no registry yet."""

@@ -92,6 +92,7 @@ def to_checkpoint(row: CheckpointRow) -> Checkpoint:
         notes=row.notes,
         aliases=tuple(alias.alias for alias in row.aliases),
         parents=tuple(_to_parent(edge) for edge in row.parents),
+        details=row.details,
     )
 
 

@@ -2,10 +2,11 @@
 
 import os
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,11 +16,14 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from omnireg.errors import RegistryError
 from omnireg.registry import schema
+from omnireg.registry.events import watch
 
 ENVIRONMENT = "OMNIREG_REGISTRY"
 DEFAULT = "sqlite:///registry.db"
 BUSY_TIMEOUT = 30.0
 _BEGIN = "omnireg_begin"
+#: SQLite's `user_version` of a file that ships with a project: read by default, written by name
+SEALED = 7305
 _SAYINGS = {
     "is locked": "is locked by another process: wait until it has finished, then try again",
     "not a database": "is not a SQLite database: choose another path",
@@ -37,6 +41,7 @@ class Database:
         """Prepare to open; nothing is read or created yet."""
         self._timeout = busy_timeout
         address = located(url)
+        self._is_named = bool(url or os.environ.get(ENVIRONMENT))
         self.path = _file_of(address)
         self.where = str(self.path) if self.path else _shown(address)
         with explained(self.where):
@@ -61,16 +66,54 @@ class Database:
         with explained(self.where):
             self._prepare()
             with Session(self._writer) as session, session.begin():
+                watch(session)
                 schema.lock(session.connection())
                 yield session
+
+    @contextmanager
+    def trying(self) -> Iterator[Session]:
+        """Open a session like `writing` whose changes are taken back at its end."""
+        with explained(self.where):
+            self._prepare()
+            with Session(self._writer) as session:
+                session.begin()
+                watch(session)
+                schema.lock(session.connection())
+                yield session
+                session.rollback()
+
+    @contextmanager
+    def scratch(self) -> Iterator["Database"]:
+        """Yield where a change can be tried: of a file a copy, since even trying writes to it."""
+        if not self.is_sqlite or self.path is None:
+            yield self
+            return
+        with explained(self.where), tempfile.TemporaryDirectory(prefix="omnireg-") as folder:
+            copy = Database(Path(folder) / "registry.db", self._timeout)
+            if self.path.exists():
+                with closing(self._open()) as source, closing(copy._open()) as target:
+                    source.backup(target)
+            yield copy
 
     def upgrade(self) -> None:
         """Create the schema or bring an older one up to date, in one transaction."""
         self._require_folder()
         with explained(self.where):
+            self._refuse_shipped()
             with self._engine.connect() as connection:
                 schema.refuse_unknown(connection, schema.revision(connection), self.where)
             self._bring_up()
+
+    def seal(self) -> None:
+        """Make a file one that ships: in one piece, read by anyone, written only when named."""
+        if self.path is None:
+            raise RegistryError(f"{self.where} is not a file: only a SQLite file can be sealed")
+        self._require_file()
+        with explained(self.where), closing(self._open()) as connection:
+            connection.isolation_level = None
+            connection.execute("PRAGMA journal_mode=DELETE")
+            connection.execute(f"PRAGMA user_version={SEALED}")
+            connection.execute("VACUUM")
 
     def revision(self) -> str | None:
         """Return the schema's revision, or None where there is no registry yet."""
@@ -120,7 +163,21 @@ class Database:
         schema.refuse_unknown(connection, found, self.where)
         schema.refuse_outdated(connection, found, self.where)
 
+    def _is_sealed(self) -> bool:
+        if self.path is None or not self.path.exists():
+            return False
+        with closing(self._open()) as connection:
+            return bool(connection.execute("PRAGMA user_version").fetchone()[0] == SEALED)
+
+    def _refuse_shipped(self) -> None:
+        if not self._is_named and self._is_sealed():
+            raise RegistryError(
+                f"{self.where} ships with the project and is only read by default: choose another"
+                " with --registry PATH or $OMNIREG_REGISTRY, or name this one to change it"
+            )
+
     def _prepare(self) -> None:
+        self._refuse_shipped()
         with self._preparing:
             if self._writable and (self.path is None or self.path.exists()):
                 return
@@ -140,7 +197,8 @@ class Database:
                 self._migrate(connection)
 
     def _migrate_sqlite(self, connection: Connection) -> None:
-        self._use_wal(connection)
+        if not self._is_sealed():
+            self._use_wal(connection)
         # Alembic rebuilds SQLite tables by dropping them, which would cascade to their children.
         _pragma(connection, "foreign_keys=OFF")
         try:

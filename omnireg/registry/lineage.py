@@ -58,25 +58,63 @@ class Lineage:
     root: str
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
+    #: more relatives are recorded than these
+    truncated: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the family as the JSON object of `lineage`."""
         return {
             "nodes": [node.to_json() for node in self.nodes],
             "edges": [edge.to_json() for edge in self.edges],
+            "truncated": self.truncated,
         }
 
 
 def family(
-    session: Session, root: CheckpointRow, direction: Direction, depth: int | None
+    session: Session,
+    root: CheckpointRow,
+    direction: Direction,
+    depth: int | None,
+    limit: int | None = None,
+    offset: int = 0,
 ) -> Lineage:
-    """Return the relatives of a checkpoint up to `depth` generations away."""
-    members = relatives(root.id, direction, depth)
-    rows = session.scalars(
-        select(CheckpointRow).where(CheckpointRow.id.in_(members)).order_by(CheckpointRow.id)
+    """Return the relatives of a checkpoint up to `depth` generations away, nearest first.
+
+    In each direction at most `limit` of them, after the first `offset`; the root is always there.
+    """
+    members: Any = relatives(root.id, direction, depth)
+    truncated = False
+    if limit is not None or offset:
+        members, truncated = _page(session, root.id, direction, depth, limit, offset)
+    rows = session.execute(
+        select(CheckpointRow.name, CheckpointRow.kind, CheckpointRow.fingerprint)
+        .where(CheckpointRow.id.in_(members))
+        .order_by(CheckpointRow.id)
     )
-    nodes = tuple(Node(row.name, row.kind, row.fingerprint) for row in rows)
-    return Lineage(root.name, nodes, _edges(session, members))
+    nodes = tuple(Node(*row) for row in rows)
+    return Lineage(root.name, nodes, _edges(session, members), truncated)
+
+
+def _page(
+    session: Session,
+    root: int,
+    direction: Direction,
+    depth: int | None,
+    limit: int | None,
+    offset: int,
+) -> tuple[list[int], bool]:
+    found, truncated = {root}, False
+    for up in (True, False):
+        if direction in (Direction.BOTH, Direction.UP if up else Direction.DOWN):
+            walked = _walk(root, up, depth)
+            # one more than wanted says whether there is more; the root is the first
+            more = None if limit is None else limit + 1
+            ids_of = select(walked.c.id) if depth is None else select(walked.c.id).distinct()
+            query = ids_of.offset(offset + 1).limit(more)
+            ids = list(session.scalars(query))
+            truncated = truncated or (limit is not None and len(ids) > limit)
+            found.update(ids[:limit])
+    return sorted(found), truncated
 
 
 def relatives(start: int, direction: Direction, depth: int | None = None) -> Select[int]:
@@ -105,7 +143,7 @@ def _walk(start: int, up: bool, depth: int | None) -> CTE:
     return seen.union(further.where(seen.c.depth < depth))
 
 
-def _edges(session: Session, members: Select[int]) -> tuple[Edge, ...]:
+def _edges(session: Session, members: Any) -> tuple[Edge, ...]:
     child, parent = aliased(CheckpointRow), aliased(CheckpointRow)
     found = session.execute(
         select(child.name, parent.name, ParentRow.role, ParentRow.weight)

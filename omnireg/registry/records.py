@@ -34,6 +34,25 @@ class RunStatus(StrEnum):
     FAILED = "failed"
 
 
+class Action(StrEnum):
+    """What was done to a subject."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    DELETE = "delete"
+
+
+class SubjectType(StrEnum):
+    """What an event is about."""
+
+    CHECKPOINT = "checkpoint"
+    ALIAS = "alias"
+    PARENT = "parent"
+    BENCHMARK = "benchmark"
+    SCORE = "score"
+    RUN = "run"
+
+
 @dataclass(frozen=True, slots=True)
 class Parent:
     """One parent of a checkpoint; the last three fields describe one that nobody recorded yet."""
@@ -64,6 +83,7 @@ class Checkpoint:
     notes: str | None = None
     aliases: tuple[str, ...] = ()
     parents: tuple[Parent, ...] = ()
+    details: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the checkpoint as the JSON object of `list` and `show`."""
@@ -78,6 +98,7 @@ class Checkpoint:
             "notes": self.notes,
             "aliases": list(self.aliases),
             "parents": [parent.to_json() for parent in self.parents],
+            "details": dict(self.details) if self.details is not None else None,
         }
 
 
@@ -90,6 +111,7 @@ class Benchmark:
     ability: str | None = None
     unit: str | None = None
     description: str | None = None
+    metric: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the benchmark as a JSON object."""
@@ -97,6 +119,7 @@ class Benchmark:
             "name": self.name,
             "higher_is_better": self.higher_is_better,
             "ability": self.ability,
+            "metric": self.metric,
             "unit": self.unit,
             "description": self.description,
         }
@@ -199,3 +222,59 @@ class Run:
 def timestamp(moment: datetime) -> str:
     """Return a UTC time as ISO 8601 to the second, ending in ``Z``."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change: who made it, when, and to what."""
+
+    id: int
+    at: datetime
+    actor: str
+    action: Action
+    subject_type: SubjectType
+    subject: str
+    details: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the event as a JSON object."""
+        return {
+            "id": self.id,
+            "at": timestamp(self.at),
+            "actor": self.actor,
+            "action": str(self.action),
+            "subject_type": str(self.subject_type),
+            "subject": self.subject,
+            "details": dict(self.details) if self.details is not None else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What an apply did, or would do.
+
+    Attributes:
+        counts: by action and type, such as ``{"create": {"score": 3}}``.
+        listed: the first changes, one event each.
+    """
+
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    listed: tuple[Event, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """How many changes there are."""
+        return sum(number for kinds in self.counts.values() for number in kinds.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the changes as the JSON object of ``apply``; at most the first hundred."""
+        found: dict[str, Any] = {str(action): [] for action in Action}
+        for event in self.listed:
+            found[str(event.action)].append(
+                {
+                    "type": str(event.subject_type),
+                    "name": event.subject,
+                    **(event.details or {}),
+                }
+            )
+        return {**found, "counts": {action: dict(kinds) for action, kinds in self.counts.items()}}

@@ -29,7 +29,7 @@ def name(value: str, what: str = "name", longest: int = LONGEST_NAME) -> str:
         raise RegistryError(
             f"a {what} of {len(value)} characters is too long: use at most {longest}"
         )
-    if any(unicodedata.category(character) in _UNPRINTABLE for character in value):
+    if not value.isprintable() and any(unicodedata.category(c) in _UNPRINTABLE for c in value):
         raise RegistryError(f"{what} {value!r} holds a control character: remove it")
     return value
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import select
@@ -35,7 +36,13 @@ class Conditions:
     @property
     def digest(self) -> str:
         """Return the key under which a score is unique; NULLs in an index never collide."""
-        return hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode()).hexdigest()
+        return _digest(*(getattr(self, name) for name in self.__slots__))
+
+
+@lru_cache(maxsize=4096)
+def _digest(*values: str | int | None) -> str:
+    fields = dict(zip(Conditions.__slots__, values, strict=True))
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +157,9 @@ def benchmarks(session: Session) -> list[Benchmark]:
 
 def to_benchmark(row: BenchmarkRow) -> Benchmark:
     """Return the frozen value of a row."""
-    return Benchmark(row.name, row.higher_is_better, row.ability, row.unit, row.description)
+    return Benchmark(
+        row.name, row.higher_is_better, row.ability, row.unit, row.description, row.metric
+    )
 
 
 def to_score(row: ScoreRow) -> Score:

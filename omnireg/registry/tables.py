@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from omnireg.registry.records import Kind, Role, RunStatus
+from omnireg.registry.records import Action, Kind, Role, RunStatus, SubjectType
 
 LONGEST_NAME = 1000
 LARGEST = 1.7976931348623157e308
@@ -96,6 +96,7 @@ class CheckpointRow(Base):
     implied: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     notes: Mapped[str | None] = mapped_column(Text)
+    details: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
     aliases: Mapped[list["AliasRow"]] = relationship(
         back_populates="checkpoint", cascade="all, delete-orphan", order_by="AliasRow.alias"
@@ -203,6 +204,8 @@ class BenchmarkRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(LONGEST_NAME), unique=True)
     ability: Mapped[str | None] = mapped_column(Text)
+    # What a score has that names no metric.
+    metric: Mapped[str | None] = mapped_column(Text)
     unit: Mapped[str | None] = mapped_column(Text)
     higher_is_better: Mapped[bool]
     description: Mapped[str | None] = mapped_column(Text)
@@ -219,7 +222,8 @@ class ScoreRow(Base):
         CheckConstraint(f"stderr BETWEEN 0 AND {LARGEST}", name="stderr_finite"),
         CheckConstraint("n >= 0", name="n_counts"),
         CheckConstraint("n_shot >= 0", name="n_shot_counts"),
-        Index(None, "benchmark_id", "metric"),
+        # In the order of a leaderboard.
+        Index(None, "benchmark_id", "metric", "value"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -242,3 +246,19 @@ class ScoreRow(Base):
 
     checkpoint: Mapped[CheckpointRow] = relationship()
     benchmark: Mapped[BenchmarkRow] = relationship()
+
+
+class EventRow(Base):
+    """Who changed what, when; triggers refuse to change or delete one."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index(None, "subject", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    actor: Mapped[str] = mapped_column(Text)
+    action: Mapped[Action] = mapped_column(closed(Action, "action"))
+    subject_type: Mapped[SubjectType] = mapped_column(closed(SubjectType, "subject_type"))
+    # A checkpoint's or a benchmark's name; the checkpoint's of an alias, a parent or a score.
+    subject: Mapped[str] = mapped_column(String(LONGEST_NAME))
+    details: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

@@ -17,12 +17,14 @@ from omnireg.errors import RegistryError
 from omnireg.registry import Kind, Registry, Role, RunStatus, schema
 from omnireg.registry.tables import Base
 
+DATA = Path(__file__).with_name("data")
 TABLES = {
     "aliases",
     "alembic_version",
     "benchmarks",
     "checkpoint_modalities",
     "checkpoints",
+    "events",
     "parents",
     "runs",
     "scores",
@@ -31,9 +33,17 @@ TABLES = {
 
 def _definitions(path: Path) -> dict[str, list[str]]:
     with closing(sqlite3.connect(path)) as database:
-        rows = database.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
-        # Columns and constraints by themselves, since their order may differ.
-        return {name: sorted(re.split(r",? *\n\t?", sql)) for name, sql in rows}
+        rows = database.execute(
+            "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND type IN ('table', 'index')"
+        )
+        return {name: _parts(sql) for name, sql in rows}
+
+
+def _parts(statement: str) -> list[str]:
+    """Return columns and constraints by themselves, since their order may differ."""
+    flat = " ".join(statement.split()).replace("( ", "(").replace(" )", ")")
+    head, _, body = flat.partition("(")
+    return [head, *sorted(re.split(r",\s*", body.removesuffix(")")))]
 
 
 def test_the_first_write_creates_every_table(registry: Registry, path: Path) -> None:
@@ -110,11 +120,11 @@ def test_an_older_schema_is_upgraded_by_a_write(
     """A read asks for the upgrade, a write does it and keeps what was there."""
     Registry(path).add_checkpoint("m", kind="base")
     add_revision(tmp_path, monkeypatch)
-    with pytest.raises(RegistryError, match=r"older schema 0001.* run `omnireg db upgrade`"):
+    with pytest.raises(RegistryError, match=r"older schema 0002.* run `omnireg db upgrade`"):
         Registry(path).checkpoints()
     registry = Registry(path)
     registry.add_checkpoint("n", kind="base")
-    assert registry.current() == "0002"
+    assert registry.current() == "0003"
     assert [row.name for row in registry.checkpoints()] == ["n", "m"]
 
 
@@ -139,7 +149,7 @@ def test_a_failed_upgrade_leaves_the_old_schema(
     with pytest.raises(RegistryError, match="no such table: nowhere"):
         Registry(path).upgrade()
     assert _definitions(path) == before
-    assert Registry(path).current() == "0001"
+    assert Registry(path).current() == "0002"
 
 
 def add_revision(folder: Path, monkeypatch: pytest.MonkeyPatch, last: str = "pass") -> None:
@@ -148,17 +158,17 @@ def add_revision(folder: Path, monkeypatch: pytest.MonkeyPatch, last: str = "pas
     (migrations / "versions").mkdir(parents=True)
     for file in schema.MIGRATIONS.rglob("*.py"):
         (migrations / file.relative_to(schema.MIGRATIONS)).write_text(file.read_text())
-    (migrations / "versions" / "r0002_second.py").write_text(
+    (migrations / "versions" / "r0003_third.py").write_text(
         "import sqlalchemy as sa\n"
         "from alembic import op\n"
-        "revision, down_revision = '0002', '0001'\n"
+        "revision, down_revision = '0003', '0002'\n"
         "def upgrade():\n"
         "    with op.batch_alter_table('checkpoints', recreate='always') as table:\n"
         "        table.add_column(sa.Column('stars', sa.Integer()))\n"
         f"    {last}\n"
     )
     monkeypatch.setattr(schema, "MIGRATIONS", migrations)
-    monkeypatch.setattr(schema, "HEAD", "0002")
+    monkeypatch.setattr(schema, "HEAD", "0003")
 
 
 @pytest.mark.parametrize(
@@ -195,3 +205,40 @@ def test_states_are_stored_as_their_words() -> None:
     assert [*Kind] == ["base", "finetuned", "merged", "package"]
     assert [*Role] == ["base", "model", "host", "package", "finetuned_from"]
     assert [*RunStatus] == ["running", "done", "failed"]
+
+
+def test_a_populated_registry_of_every_revision_is_upgraded(path: Path) -> None:
+    """What revision 0001 held is all there, and can be asked in the new ways."""
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript((DATA / "revision-0001.sql").read_text("utf-8"))
+    registry = Registry(path)
+    with pytest.raises(RegistryError, match="older schema 0001"):
+        registry.checkpoints()
+    assert registry.upgrade() == schema.HEAD
+    assert registry.check() == []
+    assert [c.name for c in registry.checkpoints()] == [
+        "packed",
+        "merged",
+        "audio",
+        "vision",
+        "base",
+    ]
+    merged = registry.find("merge-alias")
+    assert [(p.name, p.weight) for p in merged.parents] == [("vision", 0.25), ("audio", 0.75)]
+    assert merged.fingerprint == "d" * 64
+    assert registry.find("vision").modalities == ("image", "video")
+    assert [(s.benchmark, s.metric, s.value, s.n) for s in registry.scores("vision")] == [
+        ("MMLU", "accuracy", 66.5, 14042)
+    ]
+    assert [run.status for run in registry.runs()] == [RunStatus.FAILED, RunStatus.DONE]
+    assert [p.name for p in registry.leaderboard("MMLU")] == ["vision", "base"]
+    assert registry.sql("SELECT count(*) FROM v_events").rows == ((0,),)
+    registry.add_score("base", "MMLU", 1, metric="other")
+    assert len(registry.events("base")) == 1
+
+
+def test_every_earlier_revision_has_its_populated_registry() -> None:
+    """A new revision brings a dump of the one before it."""
+    revisions = {r.revision for r in ScriptDirectory(schema.MIGRATIONS).walk_revisions()}
+    dumps = {file.stem.removeprefix("revision-") for file in DATA.glob("revision-*.sql")}
+    assert dumps == revisions - {schema.HEAD}

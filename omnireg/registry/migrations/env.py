@@ -2,10 +2,12 @@
 
 from alembic import context
 
+from omnireg.registry import views
 from omnireg.registry.tables import Base
 
+connection = context.config.attributes["connection"]
 context.configure(
-    connection=context.config.attributes["connection"],
+    connection=connection,
     target_metadata=Base.metadata,
     render_as_batch=True,
     compare_type=True,
@@ -13,4 +15,7 @@ context.configure(
     transactional_ddl=True,
 )
 with context.begin_transaction():
+    views.drop(connection)
     context.run_migrations()
+    if context.get_context().get_current_revision() == context.get_head_revision():
+        views.create(connection)

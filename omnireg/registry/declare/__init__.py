@@ -1,0 +1,1 @@
+"""The declarative side of the registry: manifests in, changes applied, manifests out."""
