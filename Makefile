@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint fix docs clean
+.PHONY: help setup demo test lint fix docs registry clean
 
 help:
 	@echo "make demo   merge, score and compare a tiny real family (installs first)"
 	@echo "make test   lint, types, import contracts, all tests (installs first)"
 	@echo "make setup  create $(VENV) with the tested versions"
+	@echo "make registry  build registry.db from docs/manifests"
 	@echo "make lint | fix | docs | clean"
 
 setup: $(READY)
@@ -42,6 +43,11 @@ fix: $(READY)
 docs: $(READY)
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict
+
+registry: $(READY)
+	rm -f registry.db
+	OMNIREG_ACTOR=omnireg $(BIN)/omnireg --registry registry.db apply docs/manifests/*.yaml
+	OMNIREG_ACTOR=omnireg $(BIN)/omnireg --registry registry.db db seal
 
 clean:
 	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache

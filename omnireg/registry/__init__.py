@@ -5,6 +5,7 @@ from omnireg.registry.lineage import Direction, Edge, Lineage, Node
 from omnireg.registry.ranking import Compared, Comparison, Mean, Place, Row
 from omnireg.registry.reading import Answer
 from omnireg.registry.records import (
+    Action,
     Benchmark,
     Changes,
     Checkpoint,
@@ -15,12 +16,14 @@ from omnireg.registry.records import (
     Run,
     RunStatus,
     Score,
+    SubjectType,
 )
 from omnireg.registry.render import Drawing, render
 from omnireg.registry.signatures import THRESHOLDS, Signature
 
 __all__ = [
     "THRESHOLDS",
+    "Action",
     "Answer",
     "Benchmark",
     "Changes",
@@ -44,5 +47,6 @@ __all__ = [
     "RunStatus",
     "Score",
     "Signature",
+    "SubjectType",
     "render",
 ]

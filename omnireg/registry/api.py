@@ -114,7 +114,7 @@ class Registry:
     def find(self, ref: str) -> Checkpoint:
         """Return the one checkpoint that a name, an alias or a fingerprint prefix means."""
         with self._database.reading() as session:
-            return checkpoints.to_checkpoint(checkpoints.find(session, ref))
+            return checkpoints.read(session, checkpoints.locate(session, ref))
 
     def get(self, name: str) -> Checkpoint | None:
         """Return the checkpoint of exactly this name, if there is one."""
@@ -160,8 +160,8 @@ class Registry:
         generations, most = rules.limit(depth, "depth"), rules.limit(limit)
         skipped = rules.count(offset, "offset") or 0
         with self._database.reading() as session:
-            root = checkpoints.find(session, ref)
-            return lineage.family(session, root, way, generations, most, skipped)
+            root = checkpoints.locate(session, ref)
+            return lineage.family(session.connection(), root, way, generations, most, skipped)
 
     # Scores
 
@@ -171,13 +171,20 @@ class Registry:
         *,
         higher_is_better: bool | None = None,
         ability: str | None = None,
+        metric: str | None = None,
         unit: str | None = None,
         description: str | None = None,
     ) -> Benchmark:
         """Record a benchmark (higher is better unless said), or fill in what was missing."""
         with self._database.writing() as session:
             row = scores.record_benchmark(
-                session, name, higher_is_better, ability=ability, unit=unit, description=description
+                session,
+                name,
+                higher_is_better,
+                ability=ability,
+                metric=metric,
+                unit=unit,
+                description=description,
             )
             return scores.to_benchmark(row)
 

@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, literal, select, union_all
 from sqlalchemy.orm import Session, selectinload
 
 from omnireg.errors import RegistryError, did_you_mean
 from omnireg.registry import rules
 from omnireg.registry.records import Checkpoint, Kind, Parent
 from omnireg.registry.tables import AliasRow, CheckpointRow, ModalityRow, ParentRow
+
+_table, _aliases = CheckpointRow.__table__, AliasRow.__table__
+_modalities, _edges = ModalityRow.__table__, ParentRow.__table__
+_SUGGESTED = 2000
 
 
 def by_name(session: Session, name: str) -> CheckpointRow | None:
@@ -49,8 +53,62 @@ def find(session: Session, ref: str) -> CheckpointRow:
     """Return what `lookup` finds, or name the closest known checkpoint."""
     if row := lookup(session, ref):
         return row
-    known = [*session.scalars(select(CheckpointRow.name)), *session.scalars(select(AliasRow.alias))]
-    raise RegistryError(
+    raise _unknown(session, ref)
+
+
+def locate(session: Session, ref: str) -> int:
+    """Return the number of what `find` finds, in one query where it is a name or an alias."""
+    rules.name(ref)
+    named = select(_table.c.id).where(_table.c.name == ref)
+    aliased = select(_aliases.c.checkpoint_id).where(_aliases.c.alias == ref)
+    number = session.connection().scalar(named.union_all(aliased).limit(1))
+    return int(number) if number is not None else find(session, ref).id
+
+
+def read(session: Session, number: int) -> Checkpoint:
+    """Return the frozen value of one checkpoint, in three queries below the mapper."""
+    connection = session.connection()
+    row = connection.execute(select(_table).where(_table.c.id == number)).one()
+    words = union_all(
+        select(literal("modality"), _modalities.c.modality).where(
+            _modalities.c.checkpoint_id == number
+        ),
+        select(literal("alias"), _aliases.c.alias).where(_aliases.c.checkpoint_id == number),
+    )
+    found: dict[str, list[str]] = {"modality": [], "alias": []}
+    for kind, word in connection.execute(words):
+        found[kind].append(word)
+    edges = connection.execute(
+        select(
+            _table.c.name, _edges.c.role, _edges.c.weight, _table.c.fingerprint, _table.c.source,
+            _table.c.kind,
+        )
+        .join(_edges, _edges.c.parent_id == _table.c.id)
+        .where(_edges.c.child_id == number)
+        .order_by(_edges.c.position, _edges.c.parent_id)
+    )  # fmt: skip
+    return Checkpoint(
+        name=row.name,
+        kind=row.kind,
+        fingerprint=row.fingerprint,
+        source=row.source,
+        modalities=tuple(sorted(found["modality"])),
+        strategy=row.strategy,
+        created_at=row.created_at,
+        notes=row.notes,
+        aliases=tuple(sorted(found["alias"])),
+        parents=tuple(Parent(*edge) for edge in edges),
+        details=row.details,
+    )
+
+
+def _unknown(session: Session, ref: str) -> RegistryError:
+    # Among millions of names, those that begin alike are enough to suggest one.
+    names = select(CheckpointRow.name).limit(_SUGGESTED)
+    alike = names.where(CheckpointRow.name >= ref[:3], CheckpointRow.name < ref[:3] + "\U0010ffff")
+    aliases = select(AliasRow.alias).limit(_SUGGESTED)
+    known = [found for query in (names, alike, aliases) for found in session.scalars(query)]
+    return RegistryError(
         f"no checkpoint {ref!r}{did_you_mean(ref, known)}: see `omnireg list`,"
         " or record it with `omnireg add`"
     )

@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CTE, Select, literal, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import CTE, Connection, Select, literal, select
 
 from omnireg.registry.records import Kind, Role
 from omnireg.registry.tables import CheckpointRow, ParentRow
+
+_nodes, _links = CheckpointRow.__table__, ParentRow.__table__
+#: so many members are named one by one; a query finds more of them
+_NAMED = 10_000
 
 
 class Direction(StrEnum):
@@ -71,8 +74,8 @@ class Lineage:
 
 
 def family(
-    session: Session,
-    root: CheckpointRow,
+    connection: Connection,
+    root: int,
     direction: Direction,
     depth: int | None,
     limit: int | None = None,
@@ -82,38 +85,40 @@ def family(
 
     In each direction at most `limit` of them, after the first `offset`; the root is always there.
     """
-    members: Any = relatives(root.id, direction, depth)
-    truncated = False
-    if limit is not None or offset:
-        members, truncated = _page(session, root.id, direction, depth, limit, offset)
-    rows = session.execute(
-        select(CheckpointRow.name, CheckpointRow.kind, CheckpointRow.fingerprint)
-        .where(CheckpointRow.id.in_(members))
-        .order_by(CheckpointRow.id)
+    members, truncated = _members(connection, root, direction, depth, limit, offset)
+    rows = connection.execute(
+        select(_nodes.c.name, _nodes.c.kind, _nodes.c.fingerprint)
+        .where(_nodes.c.id.in_(members))
+        .order_by(_nodes.c.id)
     )
     nodes = tuple(Node(*row) for row in rows)
-    return Lineage(root.name, nodes, _edges(session, members), truncated)
+    name = connection.execute(select(_nodes.c.name).where(_nodes.c.id == root)).scalar_one()
+    return Lineage(name, nodes, _edges(connection, members), truncated)
 
 
-def _page(
-    session: Session,
+def _members(
+    connection: Connection,
     root: int,
     direction: Direction,
     depth: int | None,
     limit: int | None,
     offset: int,
-) -> tuple[list[int], bool]:
+) -> tuple[list[int] | Select[int], bool]:
+    """Return the ids of a family, or a query for them where they are too many to be named."""
     found, truncated = {root}, False
     for up in (True, False):
         if direction in (Direction.BOTH, Direction.UP if up else Direction.DOWN):
             walked = _walk(root, up, depth)
-            # one more than wanted says whether there is more; the root is the first
-            more = None if limit is None else limit + 1
             ids_of = select(walked.c.id) if depth is None else select(walked.c.id).distinct()
-            query = ids_of.offset(offset + 1).limit(more)
-            ids = list(session.scalars(query))
-            truncated = truncated or (limit is not None and len(ids) > limit)
-            found.update(ids[:limit])
+            # one more than wanted says whether there is more
+            more = _NAMED if limit is None else limit
+            ids = list(
+                connection.scalars(ids_of.where(walked.c.id != root).offset(offset).limit(more + 1))
+            )
+            if limit is None and len(ids) > more and not offset:
+                return relatives(root, direction, depth), False
+            truncated = truncated or len(ids) > more
+            found.update(ids[:more])
     return sorted(found), truncated
 
 
@@ -129,7 +134,7 @@ def relatives(start: int, direction: Direction, depth: int | None = None) -> Sel
 
 
 def _walk(start: int, up: bool, depth: int | None) -> CTE:
-    here, there = ParentRow.child_id, ParentRow.parent_id
+    here, there = _links.c.child_id, _links.c.parent_id
     if not up:
         here, there = there, here
     label = "ancestors" if up else "descendants"
@@ -143,13 +148,17 @@ def _walk(start: int, up: bool, depth: int | None) -> CTE:
     return seen.union(further.where(seen.c.depth < depth))
 
 
-def _edges(session: Session, members: Any) -> tuple[Edge, ...]:
-    child, parent = aliased(CheckpointRow), aliased(CheckpointRow)
-    found = session.execute(
-        select(child.name, parent.name, ParentRow.role, ParentRow.weight)
-        .join(child, child.id == ParentRow.child_id)
-        .join(parent, parent.id == ParentRow.parent_id)
-        .where(ParentRow.child_id.in_(members), ParentRow.parent_id.in_(members))
-        .order_by(ParentRow.child_id, ParentRow.position, ParentRow.parent_id, ParentRow.role)
+def _edges(connection: Connection, members: list[int] | Select[int]) -> tuple[Edge, ...]:
+    child, parent = _nodes.alias(), _nodes.alias()
+    query = (
+        select(child.c.name, parent.c.name, _links.c.role, _links.c.weight, _links.c.parent_id)
+        .join(child, child.c.id == _links.c.child_id)
+        .join(parent, parent.c.id == _links.c.parent_id)
+        .where(_links.c.child_id.in_(members))
+        .order_by(_links.c.child_id, _links.c.position, _links.c.parent_id, _links.c.role)
     )
-    return tuple(Edge(*row) for row in found)
+    # A child has few parents, a parent may have a hundred thousand children: so look up by child
+    # alone, and leave out here what leads outside.
+    inside = members if isinstance(members, list) else connection.scalars(members)
+    known = set(inside)
+    return tuple(Edge(*row[:4]) for row in connection.execute(query) if row[4] in known)

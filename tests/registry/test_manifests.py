@@ -163,8 +163,8 @@ def test_an_export_is_a_fixed_point(declare: Declare, registry: Registry, tmp_pa
     """Exported, applied elsewhere and exported again: the same text, YAML and JSON Lines."""
     declare(FAMILY)
     run = registry.start_run(
-        "merged", out="o", recipe_text="a\nb\n", recipe_digest="d", strategy="average", engine="stream",
-        seed=3, parameters={"x": [1, None]}, versions={"torch": "2"},
+        "merged", out="o", recipe_text="a\nb\n", recipe_digest="d", strategy="average",
+        engine="stream", seed=3, parameters={"x": [1, None]}, versions={"torch": "2"},
     )  # fmt: skip
     registry.finish_run(run, name="merged", kind="merged", fingerprint=A)
     registry.start_run(
@@ -374,18 +374,21 @@ def test_a_killed_apply_is_nothing(tmp_path: Path) -> None:
     with Registry(path) as registry:
         registry.add_checkpoint("before", kind="base")
         known = list(registry.items())
-        for step in ("_create_checkpoints", "_set_parents", "_create_scores", "_remove"):
+        for module, step in (
+            ("checkpoints.Checkpoints", "_create"),
+            ("checkpoints.Checkpoints", "_set_parents"),
+            ("scores.Scores", "_create"),
+            ("checkpoints.Checkpoints", "remove"),
+        ):
             script = dedent(f"""
                 import os, signal, sys
                 from omnireg.registry import Registry
-                from omnireg.registry.declare import applying
-                for part in vars(applying).values():
-                    if isinstance(part, type) and hasattr(part, {step!r}):
-                        real = getattr(part, {step!r})
-                        def killing(self, *rest):
-                            real(self, *rest)
-                            os.kill(os.getpid(), signal.SIGKILL)
-                        setattr(part, {step!r}, killing)
+                from omnireg.registry.declare import checkpoints, scores
+                real = {module}.{step}
+                def killing(self, *rest):
+                    real(self, *rest)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                {module}.{step} = killing
                 Registry(sys.argv[1]).apply(sys.argv[2])
             """)
             done = subprocess.run([sys.executable, "-c", script, path, manifest], check=False)

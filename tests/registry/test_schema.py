@@ -34,7 +34,8 @@ TABLES = {
 def _definitions(path: Path) -> dict[str, list[str]]:
     with closing(sqlite3.connect(path)) as database:
         rows = database.execute(
-            "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND type IN ('table', 'index')"
+            "SELECT name, sql FROM sqlite_master"
+            " WHERE sql IS NOT NULL AND type IN ('table', 'index')"
         )
         return {name: _parts(sql) for name, sql in rows}
 

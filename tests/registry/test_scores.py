@@ -134,6 +134,7 @@ def test_a_benchmark_can_be_described_later(family: Registry) -> None:
         "name": "mme",
         "higher_is_better": True,
         "ability": "vision",
+        "metric": None,
         "unit": None,
         "description": "yes or no",
     }

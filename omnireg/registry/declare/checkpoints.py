@@ -1,6 +1,8 @@
 """Declared checkpoints: their facts, modalities, aliases and parents."""
 
-from sqlalchemy import and_, delete, false, func, insert, null, or_, select, update
+from typing import Any
+
+from sqlalchemy import Table, and_, delete, false, func, insert, null, or_, select, update
 
 from omnireg.errors import RegistryError
 from omnireg.registry.declare import cycles
@@ -49,7 +51,7 @@ class Checkpoints(Step):
         self._refuse(
             select(declared.file, declared.line, declared.name)
             .where(declared.is_new, declared.kind.is_(None))
-            .order_by(declared.row),
+            .order_by(declared.item),
             "checkpoint {0!r} is new and has no kind: say base, finetuned, merged or package",
         )
 
@@ -61,7 +63,7 @@ class Checkpoints(Step):
         self._refuse(
             select(declared.c.file, declared.c.line, declared.c.name, other.c.file, other.c.line)
             .join(twice, twice.c.name == declared.c.name)
-            .join(other, and_(other.c.name == declared.c.name, other.c.row < declared.c.row)),
+            .join(other, and_(other.c.name == declared.c.name, other.c.item < declared.c.item)),
             "checkpoint {0!r} is declared at {1}:{2} already: put both into one",
         )
 
@@ -74,7 +76,7 @@ class Checkpoints(Step):
                 func.coalesce(declared.created_at, self._now), false(),
             )
             .where(declared.is_new)
-            .order_by(declared.row)
+            .order_by(declared.item)
         )  # fmt: skip
         self._do(insert(RECORDED).from_select(["name", *_FACTS, "implied"], chosen))
         self._note(
@@ -105,6 +107,13 @@ class Checkpoints(Step):
             .where(same, declared.kind.is_not(None), known.implied)
         )
 
+    def _drop(self, table: Table, owner: Any, surplus: Any) -> None:
+        """Delete what checkpoints that were recorded before do not list any more."""
+        declared = CHECKPOINTS.c
+        # the owners first, so that no other rows are looked at
+        owners = select(declared.id).where(~declared.is_new, ~declared.absent)
+        self._do(delete(table).where(owner.in_(owners), any_of(CHECKPOINTS, surplus)))
+
     def _set_modalities(self) -> None:
         declared, word = CHECKPOINTS.c, MODALITIES.c
         is_known = any_of(
@@ -112,12 +121,14 @@ class Checkpoints(Step):
             MODALITY.c.checkpoint_id == declared.id,
             MODALITY.c.modality == word.modality,
         )
-        wanted = and_(word.row == declared.row, ~declared.absent, ~is_known)
+        wanted = and_(word.item == declared.item, ~declared.absent, ~is_known)
         self._note(
             Action.UPDATE, SubjectType.CHECKPOINT, declared.name,
             self._object(added=self._object(modality=word.modality)), wanted, ~declared.is_new,
         )  # fmt: skip
-        is_said = any_of(MODALITIES, word.row == declared.row, word.modality == MODALITY.c.modality)
+        is_said = any_of(
+            MODALITIES, word.item == declared.item, word.modality == MODALITY.c.modality
+        )
         surplus = and_(
             MODALITY.c.checkpoint_id == declared.id, declared.says_modalities,
             ~declared.is_new, ~declared.absent, ~is_said,
@@ -126,7 +137,7 @@ class Checkpoints(Step):
             Action.UPDATE, SubjectType.CHECKPOINT, declared.name,
             self._object(removed=self._object(modality=MODALITY.c.modality)), surplus,
         )  # fmt: skip
-        self._do(delete(MODALITY).where(any_of(CHECKPOINTS, surplus)))
+        self._drop(MODALITY, MODALITY.c.checkpoint_id, surplus)
         new = select(declared.id, word.modality).where(wanted)
         self._do(insert(MODALITY).from_select(["checkpoint_id", "modality"], new))
 
@@ -134,24 +145,24 @@ class Checkpoints(Step):
         declared, other = CHECKPOINTS.c, ALIASES.c
         self._refuse(
             select(declared.file, declared.line, other.alias, RECORDED.c.name)
-            .join(ALIASES, other.row == declared.row)
+            .join(ALIASES, other.item == declared.item)
             .join(RECORDED, RECORDED.c.name == other.alias),
             "alias {0!r} is the name of a checkpoint: choose another alias",
         )
         surplus = and_(
             ALIAS.c.checkpoint_id == declared.id, declared.says_aliases, ~declared.absent,
             ~declared.is_new,
-            ~any_of(ALIASES, other.row == declared.row, other.alias == ALIAS.c.alias),
+            ~any_of(ALIASES, other.item == declared.item, other.alias == ALIAS.c.alias),
         )  # fmt: skip
         self._note(
             Action.DELETE, SubjectType.ALIAS, declared.name,
             self._object(alias=ALIAS.c.alias), surplus,
         )  # fmt: skip
-        self._do(delete(ALIAS).where(any_of(CHECKPOINTS, surplus)))
+        self._drop(ALIAS, ALIAS.c.checkpoint_id, surplus)
         owner = CHECKPOINTS.alias()
         self._refuse(
             select(declared.file, declared.line, other.alias, RECORDED.c.name)
-            .join(ALIASES, other.row == declared.row)
+            .join(ALIASES, other.item == declared.item)
             .join(ALIAS, ALIAS.c.alias == other.alias)
             .join(RECORDED, RECORDED.c.id == ALIAS.c.checkpoint_id)
             .where(ALIAS.c.checkpoint_id != declared.id),
@@ -160,13 +171,13 @@ class Checkpoints(Step):
         again = ALIASES.alias()
         self._refuse(
             select(declared.file, declared.line, other.alias, owner.c.name)
-            .join(ALIASES, other.row == declared.row)
-            .join(again, and_(again.c.alias == other.alias, again.c.row < other.row))
-            .join(owner, owner.c.row == again.c.row),
+            .join(ALIASES, other.item == declared.item)
+            .join(again, and_(again.c.alias == other.alias, again.c.item < other.item))
+            .join(owner, owner.c.item == again.c.item),
             "alias {0!r} is declared for {1!r} too: choose another alias",
         )
         is_known = any_of(ALIAS, ALIAS.c.alias == other.alias)
-        wanted = and_(other.row == declared.row, ~declared.absent, ~is_known)
+        wanted = and_(other.item == declared.item, ~declared.absent, ~is_known)
         self._note(
             Action.CREATE, SubjectType.ALIAS, declared.name, self._object(alias=other.alias),
             wanted, ~declared.is_new,
@@ -176,7 +187,7 @@ class Checkpoints(Step):
 
     def _set_parents(self) -> None:
         declared, edge = CHECKPOINTS.c, PARENTS.c
-        child = select(declared.id).where(declared.row == edge.row, ~declared.absent)
+        child = select(declared.id).where(declared.item == edge.item, ~declared.absent)
         self._do(
             update(PARENTS).values(child_id=child.scalar_subquery(), parent_id=id_of(edge.name))
         )
@@ -185,7 +196,7 @@ class Checkpoints(Step):
         self._refuse(
             select(edge.file, edge.line, edge.name)
             .where(edge.parent_id.is_(None))
-            .order_by(edge.row),
+            .order_by(edge.item),
             "parent {0!r} is neither declared nor recorded{hint}: declare it, or correct the name",
             suggest=True,
         )
@@ -214,7 +225,7 @@ class Checkpoints(Step):
             Action.DELETE, SubjectType.PARENT, declared.name,
             self._object(parent=name.scalar_subquery(), role=EDGE.c.role), surplus,
         )  # fmt: skip
-        self._do(delete(EDGE).where(any_of(CHECKPOINTS, surplus)))
+        self._drop(EDGE, EDGE.c.child_id, surplus)
         for fact in ("weight", "position"):
             differs = and_(here, EDGE.c[fact].is_distinct_from(edge[fact]))
             if fact == "weight":
@@ -224,14 +235,14 @@ class Checkpoints(Step):
                         parent=edge.name, role=edge.role,
                         changes=self._object(weight=self._pair(EDGE.c.weight, edge.weight)),
                     ),
-                    differs, declared.row == edge.row,
+                    differs, declared.item == edge.item,
                 )  # fmt: skip
             self._do(update(EDGE).values({fact: edge[fact]}).where(differs))
         is_new = ~any_of(EDGE, here)
         self._note(
             Action.CREATE, SubjectType.PARENT, declared.name,
             self._object(parent=edge.name, role=edge.role, weight=edge.weight),
-            declared.row == edge.row, is_new, ~declared.is_new,
+            declared.item == edge.item, is_new, ~declared.is_new,
         )  # fmt: skip
         columns = ["child_id", "parent_id", "role", "weight", "position"]
         new = select(*(edge[column] for column in columns)).where(is_new)
@@ -245,10 +256,10 @@ class Checkpoints(Step):
         """
         declared, edge, parent = CHECKPOINTS.c, PARENTS.c, CHECKPOINTS.alias()
         backward = (
-            select(edge.row)
-            .join(CHECKPOINTS, declared.row == edge.row)
+            select(edge.item)
+            .join(CHECKPOINTS, declared.item == edge.item)
             .outerjoin(parent, parent.c.id == edge.parent_id)
-            .where(or_(~declared.is_new, and_(parent.c.is_new, parent.c.row >= declared.row)))
+            .where(or_(~declared.is_new, and_(parent.c.is_new, parent.c.item >= declared.item)))
         )
         if self._connection.execute(backward.limit(1)).first() is None:
             return
@@ -262,7 +273,7 @@ class Checkpoints(Step):
             ).all()
         )  # fmt: skip
         at = self._connection.execute(
-            select(edge.file, edge.line).where(edge.child_id.in_(knot)).order_by(edge.row)
+            select(edge.file, edge.line).where(edge.child_id.in_(knot)).order_by(edge.item)
         ).first()
         where = f"{Place(*at)}: " if at else ""
         line = " -> ".join(repr(names[number]) for number in [*knot, knot[0]])

@@ -77,7 +77,7 @@ class Scores(Step):
             func.coalesce(score.created_at, self._now),
         ).where(is_new)
         columns = [*facts, "partial", "created_at"]
-        insertion = _insertion(self._is_sqlite).from_select(columns, chosen.order_by(score.row))
+        insertion = _insertion(self._is_sqlite).from_select(columns, chosen.order_by(score.item))
         made = self._do(insertion.on_conflict_do_nothing())
         wanted = self._connection.scalar(select(func.count()).select_from(SCORES).where(is_new))
         if made != wanted:
@@ -91,12 +91,12 @@ class Scores(Step):
     def _settle_repeated(self, among: Any) -> None:
         """Refuse two values for one score; of equal ones keep the first."""
         key = ("checkpoint_id", "benchmark_id", "conditions")
-        index(self._connection, *(SCORES.c[name] for name in (*key, "row")))
+        index(self._connection, *(SCORES.c[name] for name in (*key, "item")))
         score, other = SCORES.c, SCORES.alias()
         earlier = and_(
             *(other.c[name] == score[name] for name in key),
             ~other.c.absent,
-            other.c.row < score.row,
+            other.c.item < score.item,
         )
         same = [other.c[fact].is_not_distinct_from(score[fact]) for fact in _MEASURED[:4]]
         self._refuse(
@@ -114,6 +114,7 @@ class Scores(Step):
         known = and_(score.known_id.is_not(None), ~score.absent)
         if not self._connection.scalar(select(exists().where(known))):
             return
+        index(self._connection, score.known_id)
         twice = select(score.known_id).where(known).group_by(score.known_id)
         if self._connection.execute(twice.having(func.count() > 1).limit(1)).first():
             self._settle_repeated(known)
@@ -139,7 +140,8 @@ class Scores(Step):
             self._object(benchmark=score.benchmark, metric=score.metric, value=SCORE.c.value),
             gone,
         )  # fmt: skip
-        self._do(delete(SCORE).where(any_of(SCORES, gone)))
+        absent = select(score.known_id).where(score.absent, score.known_id.is_not(None))
+        self._do(delete(SCORE).where(SCORE.c.id.in_(absent)))
 
     # removal
 

@@ -10,12 +10,12 @@ from sqlalchemy import (
     Column,
     Connection,
     Double,
-    Index,
     Integer,
     MetaData,
     Table,
     Text,
     insert,
+    text,
 )
 
 from omnireg.errors import RegistryError
@@ -41,10 +41,10 @@ def _texts(*names: str) -> list[Column[Any]]:
     return [Column(name, Text) for name in names]
 
 
-#: `row` numbers the declarations; `id`, `known_id` are those of what is recorded already
+#: `item` numbers the declarations; `id`, `known_id` are those of what is recorded already
 CHECKPOINTS = _table(
     "checkpoints",
-    Column("row", Integer, primary_key=True, autoincrement=False),
+    Column("item", Integer, primary_key=True, autoincrement=False),
     *_texts("file", "name", "kind", "fingerprint", "source", "strategy", "notes"),
     Column("line", Integer),
     Column("details", JSON(none_as_null=True)),
@@ -56,7 +56,7 @@ CHECKPOINTS = _table(
 )
 PARENTS = _table(
     "parents",
-    Column("row", Integer),
+    Column("item", Integer),
     Column("position", Integer),
     *_texts("file", "name", "role"),
     Column("line", Integer),
@@ -64,11 +64,11 @@ PARENTS = _table(
     Column("child_id", Integer),
     Column("parent_id", Integer),
 )
-MODALITIES = _table("modalities", Column("row", Integer), *_texts("modality"))
-ALIASES = _table("aliases", Column("row", Integer), *_texts("alias"))
+MODALITIES = _table("modalities", Column("item", Integer), *_texts("modality"))
+ALIASES = _table("aliases", Column("item", Integer), *_texts("alias"))
 SCORES = _table(
     "scores",
-    Column("row", Integer, primary_key=True, autoincrement=False),
+    Column("item", Integer, primary_key=True, autoincrement=False),
     *_texts("file", "checkpoint", "benchmark", "metric"),
     Column("line", Integer),
     Column("value", Double),
@@ -86,9 +86,9 @@ SCORES = _table(
 )
 _INDEXED = (
     (CHECKPOINTS.c.name,),
-    (PARENTS.c.row,),
-    (MODALITIES.c.row, MODALITIES.c.modality),
-    (ALIASES.c.row, ALIASES.c.alias),
+    (PARENTS.c.item,),
+    (MODALITIES.c.item, MODALITIES.c.modality),
+    (ALIASES.c.item, ALIASES.c.alias),
     (ALIASES.c.alias,),
 )
 _PLAIN = ("name", "kind", "fingerprint", "source", "strategy", "notes", "details", "created_at")
@@ -97,11 +97,9 @@ _MEASURED = ("value", "stderr", "n", "partial", "details", "created_at", "absent
 
 def index(connection: Connection, *columns: Column[Any]) -> None:
     """Index a temporary table, for as long as it lasts."""
-    table = columns[0].table
-    name = "_".join(["by", table.name, *(column.name for column in columns)])
-    made = Index(name, *columns)
-    made.create(connection)
-    table.indexes.discard(made)
+    table, names = columns[0].table.name, [column.name for column in columns]
+    made = "_".join(["by", table, *names])
+    connection.execute(text(f"CREATE INDEX IF NOT EXISTS {made} ON {table} ({', '.join(names)})"))
 
 
 class Staging:
@@ -172,7 +170,7 @@ class Staging:
         self._add(
             CHECKPOINTS,
             {
-                "row": row,
+                "item": row,
                 "file": place.file,
                 "line": place.line,
                 **said,
@@ -183,9 +181,9 @@ class Staging:
             },
         )
         for modality in sorted(set(item.modalities or ())):
-            self._add(MODALITIES, {"row": row, "modality": modality})
+            self._add(MODALITIES, {"item": row, "modality": modality})
         for alias in sorted(set(item.aliases or ())):
-            self._add(ALIASES, {"row": row, "alias": alias})
+            self._add(ALIASES, {"item": row, "alias": alias})
         self._parents(item, row, place)
 
     def _parents(self, item: CheckpointItem, row: int, place: Place) -> None:
@@ -200,7 +198,7 @@ class Staging:
             self._add(
                 PARENTS,
                 {
-                    "row": row,
+                    "item": row,
                     "position": position,
                     "file": place.file,
                     "line": place.line,
@@ -233,7 +231,7 @@ class Staging:
         self._add(
             SCORES,
             {
-                "row": self.scores,
+                "item": self.scores,
                 "file": place.file,
                 "line": place.line,
                 "checkpoint": item.checkpoint,
