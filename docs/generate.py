@@ -1,6 +1,7 @@
 """Write the reference pages that follow from the code: ``python docs/generate.py [--check]``."""
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from omnireg.cli.merge import MergeCommand
 from omnireg.cli.output import DefaultGroup, Settings, common_options
 from omnireg.cli.plugins import _described
 from omnireg.host import PluginHost
+from omnireg.registry.declare.manifest import schema
 
 DOCS = Path(__file__).parent
 _NOTE = "<!-- Written by docs/generate.py from the code. Do not edit. -->"
@@ -60,10 +62,16 @@ def strategies_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def manifest_schema() -> str:
+    """Return the JSON schema of manifests."""
+    return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
+
+
 #: path below docs/ → what stands in it
 PAGES: dict[str, Callable[[], str]] = {
     "reference/cli.md": cli_page,
     "reference/strategies.md": strategies_page,
+    "reference/manifest.schema.json": manifest_schema,
 }
 
 

@@ -300,7 +300,7 @@ def test_lineage_and_lists_answer_from_the_command_line(here: Path, run: Run) ->
     assert run("lineage", "out", "--format", "mermaid").out.startswith("flowchart")
     assert "digraph" in run("lineage", "out", "--format", "dot").out
     family = json.loads(run("lineage", "out", "--json").out)
-    assert set(family) == {"nodes", "edges"}
+    assert set(family) == {"nodes", "edges", "truncated"}
     assert set(family["edges"][0]) == {"child", "parent", "role", "weight"}
     up = json.loads(run("lineage", "out", "--direction", "down", "--json").out)
     assert [node["name"] for node in up["nodes"]] == ["out"]
@@ -463,7 +463,9 @@ def test_a_killed_merge_leaves_a_running_run_and_no_checkpoint(here: Path) -> No
     omnireg.merge(text, here / "out", engine="mergekit")
     assert not list(here.glob(".out.*"))
     with Registry() as book:
-        assert {str(r.status) for r in book.runs()} == {"running", "done"}
+        later, killed = book.runs()
+        assert (str(later.status), str(killed.status)) == ("done", "failed")
+        assert killed.error == f"interrupted; run {later.id} finished its work"
 
 
 def test_python_api_is_lazy_and_complete() -> None:

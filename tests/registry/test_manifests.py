@@ -13,7 +13,14 @@ import pytest
 from omnireg.errors import RegistryError
 from omnireg.registry import Parent, Registry, Role
 from omnireg.registry.declare import cycles
-from omnireg.registry.declare.manifest import schema
+from omnireg.registry.declare.manifest import (
+    BenchmarkItem,
+    CheckpointItem,
+    ParentItem,
+    ScoreItem,
+    TableItem,
+    schema,
+)
 from registry.conftest import A
 from tests_support import Run
 
@@ -449,3 +456,10 @@ def test_the_schema_is_one_of_json_schema() -> None:
     assert found["required"] == ["omnireg"]
     assert {"Line", "CheckpointItem", "ScoreItem", "TableItem"} <= set(found["$defs"])
     assert found["additionalProperties"] is False
+
+
+def test_the_reference_has_every_key() -> None:
+    """The page of the format leaves out no key of what can be declared."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "manifest.md").read_text("utf-8")
+    for item in (BenchmarkItem, CheckpointItem, ParentItem, ScoreItem, TableItem):
+        assert not [key for key in item.model_fields if f"`{key}`" not in page]

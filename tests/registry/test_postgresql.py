@@ -1,35 +1,21 @@
-"""The same registry on PostgreSQL, where a server is named in OMNIREG_TEST_POSTGRESQL."""
+"""What is different about a registry on a PostgreSQL server."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine
 
 from omnireg.errors import RegistryError
 from omnireg.registry import Parent, Registry, schema
 from omnireg.registry.tables import Base
 
-SERVER = os.environ.get("OMNIREG_TEST_POSTGRESQL", "")
-pytestmark = pytest.mark.skipif(not SERVER, reason="OMNIREG_TEST_POSTGRESQL names no server")
-SCHEMA = "omnireg_test"
-
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    """Return the URL of an empty schema on the server."""
-    plain = make_url(SERVER).set(drivername="postgresql+psycopg")
-    server = create_engine(plain)
-    with server.begin() as connection:
-        connection.execute(text(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE"))
-        connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
-    option = {"options": f"-csearch_path={SCHEMA}"}
-    yield plain.update_query_dict(option).render_as_string(hide_password=False)
-    with server.begin() as connection:
-        connection.execute(text(f"DROP SCHEMA {SCHEMA} CASCADE"))
-    server.dispose()
+def url(database: Callable[[str], str]) -> str:
+    """Return the URL of an empty database on the server."""
+    return database("template0")
 
 
 def test_a_server_is_changed_only_on_request(url: str) -> None:

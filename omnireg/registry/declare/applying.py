@@ -21,6 +21,7 @@ from omnireg.registry.tables import BenchmarkRow, EventRow, RunRow, ScoreRow
 
 #: of a plan, so many changes are listed
 LISTED = 100
+_CACHE_KILOBYTES = 200_000
 
 
 def apply(session: Session, items: Iterable[Declared]) -> Changes:
@@ -30,6 +31,9 @@ def apply(session: Session, items: Iterable[Declared]) -> Changes:
         RegistryError: the items contradict each other or the registry; names file and line, and
             the caller's transaction must not be committed.
     """
+    if session.connection().dialect.name == "sqlite":
+        # indexes of millions of rows grow at random places
+        session.connection().exec_driver_sql(f"PRAGMA cache_size = -{_CACHE_KILOBYTES}")
     last = session.scalar(select(func.max(EventRow.id))) or 0
     metrics = dict(session.execute(select(BenchmarkRow.name, BenchmarkRow.metric)).all())
     staging = Staging(session.connection(), metrics)
