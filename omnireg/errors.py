@@ -14,6 +14,7 @@ A message says what is wrong, where, and what to do next. The command line print
 ``error:`` line and exits with 1; anything outside this tree is a defect and keeps its traceback.
 """
 
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -52,6 +53,11 @@ class EvaluationError(OmniregError):
 
 class PublishError(OmniregError):
     """Publishing to or pulling from the Hub failed."""
+
+
+def to_type(*words: object) -> str:
+    """Return an ``omnireg`` command as it can be typed, quoted where a shell needs it."""
+    return shlex.join(["omnireg", *map(str, words)])
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

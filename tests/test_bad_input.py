@@ -453,3 +453,14 @@ def test_a_host_without_a_tokenizer_is_not_guessed_at(
     """Row numbers alone do not tell which rows are placeholders."""
     (here / "image" / "tokenizer.json").unlink()
     assert "has no tokenizer" in refuse(GOOD).err
+
+
+def test_small_slips_are_told(here: Path, run: Run) -> None:
+    """An empty reference, a role that is none, a subcommand's name that is nearly one."""
+    assert "no checkpoint is named" in run("add", "").err
+    slip = run("add", here / "base", "--parent", "base=modle")
+    assert slip.code == 1
+    assert "'modle' is no role (did you mean 'model'?)" in slip.err
+    assert "no command 'ad' (did you mean 'add'?)" in run("scores", "ad", "base", "B", 1).err
+    named = run("add", here / "base", "--name", "it's a base")
+    assert """omnireg lineage 'it'"'"'s a base'""" in named.err

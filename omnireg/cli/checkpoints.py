@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omnireg.cli.output import Settings, common_options, hint, print_json, print_table
+from omnireg.errors import to_type
 
 if TYPE_CHECKING:
     from omnireg.registry import Checkpoint, Run
@@ -54,7 +55,7 @@ def add_command(
         print_json(record.to_json())
     else:
         click.echo(f"{record.name}: {record.kind} {(record.fingerprint or '')[:12]}")
-        hint(f"next: omnireg lineage {record.name}")
+        hint(f"next: {to_type('lineage', record.name)}")
 
 
 @click.command("list")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omnireg.cli.output import Settings, common_options, hint, print_json, print_table
+from omnireg.errors import to_type
 
 if TYPE_CHECKING:
     from omnireg.registry import Changes, Event
@@ -31,7 +32,7 @@ def apply_command(settings: Settings, files: tuple[Path, ...], dry_run: bool) ->
         return
     _print_changes(changes)
     if dry_run and changes.total:
-        hint(f"nothing was changed; apply it: omnireg apply {' '.join(map(str, files))}")
+        hint(f"nothing was changed; apply it: {to_type('apply', *files)}")
     elif changes.total:
         hint(f"applied to {where}")
 

@@ -9,6 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from omnireg.cli.output import Settings, common_options, hint, print_json, progress_bar
+from omnireg.errors import to_type
 
 if TYPE_CHECKING:
     from omnireg.host import PluginHost
@@ -140,7 +141,7 @@ def merge_command(
         f" {receipt.engine} engine{resumed}"
     )
     if not no_record:
-        hint(f"next: omnireg lineage {receipt.name}")
+        hint(f"next: {to_type('lineage', receipt.name)}")
 
 
 @click.command(

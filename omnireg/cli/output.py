@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from omnireg.errors import did_you_mean
+
 if TYPE_CHECKING:
     from omnireg.registry import Registry
 
@@ -103,6 +105,10 @@ class DefaultGroup(click.Group):
         """Insert the default subcommand unless another one is named."""
         first = next((arg for arg in args if not arg.startswith("-")), None)
         helped = any(arg in ("-h", "--help") for arg in args)
+        if len(args) > 1 and first not in self.commands and not args[1].startswith("-"):
+            shown = [name for name, command in self.commands.items() if not command.hidden]
+            if close := did_you_mean(str(first), shown):
+                ctx.fail(f"no command {first!r}{close}")
         if first not in self.commands and not (helped and first is None):
             args = [self.default, *args]
         return super().parse_args(ctx, args)

@@ -7,6 +7,7 @@ import click
 
 from omnireg.cli.merge import engine_option, plugin_option, plugins
 from omnireg.cli.output import Settings, common_options, hint, print_json, progress_bar
+from omnireg.errors import to_type
 
 if TYPE_CHECKING:
     from omnireg.engine.outlook import Outlook
@@ -31,7 +32,7 @@ def plan_command(
         print_json(found.to_json())
         return
     _print(found, tensors=tensors)
-    hint(f"next: omnireg merge {config} OUT")
+    hint(f"next: {to_type('merge', config, 'OUT')}")
 
 
 def _print(found: "Outlook", *, tensors: bool) -> None:

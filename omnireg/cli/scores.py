@@ -10,6 +10,7 @@ from omnireg.cli.output import (
     print_json,
     print_table,
 )
+from omnireg.errors import to_type
 
 
 @click.group("scores", cls=DefaultGroup)
@@ -32,7 +33,8 @@ def list_scores(settings: Settings, name: str) -> None:
         print_json([score.to_json() for score in found])
         return
     if not found:
-        hint(f"{name} has no scores; add one: omnireg scores add {name} BENCHMARK VALUE")
+        adding = to_type("scores", "add", name, "BENCHMARK", "VALUE")
+        hint(f"{name} has no scores; add one: {adding}")
         return
     columns = ("benchmark", "metric", "value", "stderr", "n", "better", "source")
     print_table(

@@ -7,7 +7,7 @@ from pathlib import Path
 from omnireg.alignment import LanguageModel
 from omnireg.checkpoint import Checkpoint, open_checkpoint
 from omnireg.engine.provenance import versions
-from omnireg.errors import CheckpointError, OmniregError, RegistryError
+from omnireg.errors import CheckpointError, OmniregError, RegistryError, did_you_mean, to_type
 from omnireg.host import PluginHost
 from omnireg.planning import Plan
 from omnireg.registry import Checkpoint as Record
@@ -57,12 +57,14 @@ def add(
         parents: ``REF`` or ``REF=ROLE``; those nobody recorded yet are recorded too.
         modalities: those of the class when empty.
     """
+    if not ref.strip():
+        raise CheckpointError("no checkpoint is named: give a folder, or a Hub id org/name")
     checkpoint = open_checkpoint(ref, weights=False)
     if not checkpoint.remote:
         _ = checkpoint.tensors  # a damaged file is refused before it is recorded
     layout = PluginHost().layouts.get(checkpoint.architecture)
     senses = sorted(modalities) or sorted(layout.senses if layout else ())
-    given = [_split(parent) for parent in parents]
+    given = [_split(book, parent) for parent in parents]
     kind = kind or (Kind.FINETUNED if given or senses else Kind.BASE)
     usual = Role.MODEL if kind in (Kind.MERGED, Kind.PACKAGE) else Role.FINETUNED_FROM
     found = [Parent(_parent_name(book, of), role or usual) for of, role in given]
@@ -71,9 +73,17 @@ def add(
     )
 
 
-def _split(parent: str) -> tuple[str, str | None]:
+def _split(book: Registry, parent: str) -> tuple[str, str | None]:
+    """Return reference and role; a name or a folder may itself have an equals sign in it."""
     ref, equals, role = parent.rpartition("=")
-    return (ref, role) if equals and role in set(Role) else (parent, None)
+    if equals and role in set(Role):
+        return ref, role
+    if equals and not Path(parent).exists() and not (book.exists() and book.get(parent)):
+        raise RegistryError(
+            f"parent {parent}: {role!r} is no role{did_you_mean(role, map(str, Role))}: use"
+            f" {', '.join(Role)}"
+        )
+    return parent, None
 
 
 def _parent_name(book: Registry, ref: str) -> str:
@@ -98,7 +108,7 @@ def find_record(book: Registry, name: str) -> Record:
     if name.startswith((".", "/")) and folder.is_dir() and book.get(name) is None:
         found = book.by_fingerprint(Checkpoint(name, folder.resolve()).fingerprint)
         if not found:
-            raise RegistryError(f"{name} is not recorded; type: omnireg add {name}")
+            raise RegistryError(f"{name} is not recorded; type: {to_type('add', name)}")
         here = [record for record in found if record.source == str(folder.resolve())]
         return (here or found)[0]
     return book.find(name)
@@ -176,9 +186,9 @@ def finish(
             strategy=plan.strategy.name,
         )
     except RegistryError as exc:
+        adding = to_type("add", out, "--name", name, "--kind", "merged")
         raise RegistryError(
-            f"{out} is complete but could not be recorded: {exc}; then type: omnireg add {out}"
-            f" --name {name} --kind merged"
+            f"{out} is complete but could not be recorded: {exc}; then type: {adding}"
         ) from exc
 
 

@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from omnireg.checkpoint import open_checkpoint
-from omnireg.errors import CheckpointError, ConfigError, MergeError, OmniregError, did_you_mean
+from omnireg.errors import (
+    CheckpointError,
+    ConfigError,
+    MergeError,
+    OmniregError,
+    did_you_mean,
+    to_type,
+)
 from omnireg.host import PluginHost
 from omnireg.recipe import Recipe, read_recipe
 
@@ -131,6 +138,7 @@ def _warning(ref: str) -> str:
 
 
 def _add_line(recipe: Recipe, out: str) -> str:
-    parents = [f"--parent {entry.model}" for entry in recipe.merged_models]
-    base = [f"--parent {recipe.base_model}=base"] if recipe.base_model else []
-    return " ".join([f"omnireg add {out} --kind merged", *base, *parents])
+    named = [f"{recipe.base_model}=base"] if recipe.base_model else []
+    named += [entry.model for entry in recipe.merged_models]
+    parents = (word for name in named for word in ("--parent", name))
+    return to_type("add", out, "--kind", "merged", *parents)
