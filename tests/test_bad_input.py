@@ -464,3 +464,23 @@ def test_small_slips_are_told(here: Path, run: Run) -> None:
     assert "no command 'ad' (did you mean 'add'?)" in run("scores", "ad", "base", "B", 1).err
     named = run("add", here / "base", "--name", "it's a base")
     assert """omnireg lineage 'it'"'"'s a base'""" in named.err
+
+
+def test_the_check_finds_weights_that_changed(here: Path, run: Run) -> None:
+    """A recorded folder that holds other bytes is named, whole or not; one that is gone is not."""
+    for name in ("base", "image", "audio"):
+        assert run("add", here / name).code == 0
+    assert run("db", "check").code == 0
+    shutil.rmtree(here / "audio")
+    assert run("db", "check").code == 0
+    weights = here / "base" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (here / "image" / "model.safetensors").write_bytes(b"")
+    found = run("db", "check")
+    assert found.code == 1
+    assert "base is recorded as" in found.err
+    assert "image" in found.err
+    assert "audio" not in found.err
+    assert json.loads(run("db", "check", "--no-files", "--json").out)["ok"]

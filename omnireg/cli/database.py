@@ -2,7 +2,7 @@
 
 import click
 
-from omnireg.cli.output import Settings, common_options, print_json
+from omnireg.cli.output import Settings, common_options, print_json, progress_bar
 from omnireg.errors import RegistryError
 
 
@@ -31,15 +31,21 @@ def current_command(settings: Settings) -> None:
 
 
 @db_command.command("check")
+@click.option("--no-files", is_flag=True, help="Look at the database alone.")
 @common_options
 @click.pass_obj
-def check_command(settings: Settings) -> None:
-    """Look for damage; exit 1 if there is any."""
-    with settings.open_registry() as book:
+def check_command(settings: Settings, no_files: bool) -> None:
+    """Look for damage, and for recorded folders that hold other weights; exit 1 if there is any."""
+    from omnireg.engine.verifying import mismatches
+
+    with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
         problems = book.check()
-        _print(settings, book.current(), problems)
+        if not problems and not no_files:
+            problems = mismatches(book, progress)
+        revision = book.current()
+    _print(settings, revision, problems)
     if problems:
-        raise RegistryError(f"the registry is damaged: {'; '.join(problems)}")
+        raise RegistryError(f"the registry does not hold true: {'; '.join(problems)}")
 
 
 @db_command.command("seal")

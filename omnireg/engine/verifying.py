@@ -71,6 +71,34 @@ def verify(
     return Verdict(record.name, record.fingerprint, found)
 
 
+def mismatches(
+    book: Registry, progress: Progress = lambda stage, done, total, detail: None
+) -> list[str]:
+    """Return which recorded folders hold other weights than was recorded, one line each.
+
+    Files that have not changed since they were hashed are not read again, and folders that are
+    gone are no mismatch.
+    """
+    found = book.sql(
+        "SELECT name, source, fingerprint FROM v_checkpoints"
+        " WHERE fingerprint IS NOT NULL AND source LIKE '/%' ORDER BY name",
+        limit=None,
+    )
+    problems = []
+    for done, (name, source, recorded) in enumerate(found.rows):
+        progress("checking", done, len(found.rows), name)
+        if not Path(source).is_dir():
+            continue
+        try:
+            now = Checkpoint(source, Path(source)).fingerprint
+        except CheckpointError as exc:
+            problems.append(f"{name}: {exc}")
+            continue
+        if now != recorded:
+            problems.append(f"{name} is recorded as {recorded[:12]}, but {source} holds {now[:12]}")
+    return problems
+
+
 def _merged_again(book: Registry, record: Record, host: PluginHost, progress: Progress) -> str:
     run = _run_of(book, record)
     told = _told(record)

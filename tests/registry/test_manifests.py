@@ -98,6 +98,7 @@ def test_everything_declared_is_recorded(declare: Declare, registry: Registry) -
     assert (vision.source, vision.notes) == ("https://example.org/vision", "A note.")
     assert [(p.name, p.role) for p in vision.parents] == [("base", Role.FINETUNED_FROM)]
     assert registry.find("b").name == "base"
+    assert len([e for e in registry.events("base") if str(e.subject_type) == "score"]) == 3
     merged = registry.find("merged")
     assert [(p.name, p.weight) for p in merged.parents] == [("base", 0.25), ("vision", 0.75)]
     by_metric = {(s.benchmark, s.metric): s for s in registry.scores("vision")}

@@ -89,20 +89,15 @@ class Step:
         return make(old, new)
 
     def _note(
-        self, action: Action, kind: SubjectType, subject: Any, details: Any, *where: Any,
-        of: Any = None,
-    ) -> int:  # fmt: skip
+        self, action: Action, kind: SubjectType, subject: Any, details: Any, *where: Any
+    ) -> None:
         """Insert an event for every row that fulfils a condition."""
         chosen = select(
             self._now, literal(self._actor), literal(str(action)),
             literal(str(kind)), subject, details,
         ).where(*where)  # fmt: skip
-        if of is not None:
-            chosen = chosen.select_from(of)
         into = ["at", "actor", "action", "subject_type", "subject", "details"]
-        return self._do(insert(_EVENT).from_select(into, chosen))
-
-    # benchmarks and runs: few, so one at a time
+        self._do(insert(_EVENT).from_select(into, chosen))
 
 
 def any_of(table: Any, *conditions: Any) -> ColumnElement[bool]:
@@ -118,6 +113,12 @@ def id_of(name: Any) -> ColumnElement[Any]:
         named.correlate_except(RECORDED).scalar_subquery(),
         aliased.correlate_except(ALIAS).scalar_subquery(),
     )
+
+
+def name_of(number: Any) -> ColumnElement[Any]:
+    """Return an expression for the name of the checkpoint with an id."""
+    named = select(RECORDED.c.name).where(RECORDED.c.id == number)
+    return named.correlate_except(RECORDED).scalar_subquery()
 
 
 def comparable(column: Any) -> Any:

@@ -16,6 +16,7 @@ from omnireg.registry.declare.changing import (
     any_of,
     comparable,
     id_of,
+    name_of,
 )
 from omnireg.registry.declare.reading import Place
 from omnireg.registry.declare.staging import ALIASES, CHECKPOINTS, MODALITIES, PARENTS, index
@@ -220,10 +221,9 @@ class Checkpoints(Step):
             EDGE.c.child_id == declared.id, declared.says_parents, ~declared.is_new,
             ~declared.absent, ~any_of(PARENTS, here),
         )  # fmt: skip
-        name = select(RECORDED.c.name).where(RECORDED.c.id == EDGE.c.parent_id)
         self._note(
             Action.DELETE, SubjectType.PARENT, declared.name,
-            self._object(parent=name.scalar_subquery(), role=EDGE.c.role), surplus,
+            self._object(parent=name_of(EDGE.c.parent_id), role=EDGE.c.role), surplus,
         )  # fmt: skip
         self._drop(EDGE, EDGE.c.child_id, surplus)
         for fact in ("weight", "position"):
@@ -232,7 +232,7 @@ class Checkpoints(Step):
                 self._note(
                     Action.UPDATE, SubjectType.PARENT, declared.name,
                     self._object(
-                        parent=edge.name, role=edge.role,
+                        parent=name_of(edge.parent_id), role=edge.role,
                         changes=self._object(weight=self._pair(EDGE.c.weight, edge.weight)),
                     ),
                     differs, declared.item == edge.item,
@@ -241,7 +241,7 @@ class Checkpoints(Step):
         is_new = ~any_of(EDGE, here)
         self._note(
             Action.CREATE, SubjectType.PARENT, declared.name,
-            self._object(parent=edge.name, role=edge.role, weight=edge.weight),
+            self._object(parent=name_of(edge.parent_id), role=edge.role, weight=edge.weight),
             declared.item == edge.item, is_new, ~declared.is_new,
         )  # fmt: skip
         columns = ["child_id", "parent_id", "role", "weight", "position"]

@@ -12,6 +12,7 @@ from omnireg.registry.declare.changing import (
     any_of,
     comparable,
     id_of,
+    name_of,
 )
 from omnireg.registry.declare.reading import Place
 from omnireg.registry.declare.staging import SCORES, index
@@ -83,7 +84,7 @@ class Scores(Step):
         if made != wanted:
             self._settle_repeated(is_new)
         self._note(
-            Action.CREATE, SubjectType.SCORE, score.checkpoint,
+            Action.CREATE, SubjectType.SCORE, name_of(score.checkpoint_id),
             self._object(benchmark=score.benchmark, metric=score.metric, value=score.value),
             is_new,
         )  # fmt: skip
@@ -123,7 +124,7 @@ class Scores(Step):
             old, said = comparable(SCORE.c[fact]), comparable(score[fact])
             differs = and_(here, score[fact].is_not(None), said.is_distinct_from(old))
             self._note(
-                Action.UPDATE, SubjectType.SCORE, score.checkpoint,
+                Action.UPDATE, SubjectType.SCORE, name_of(score.checkpoint_id),
                 self._object(
                     benchmark=score.benchmark, metric=score.metric,
                     changes=self._object(**{fact: self._pair(old, said)}),
@@ -136,14 +137,12 @@ class Scores(Step):
         score = SCORES.c
         gone = and_(SCORE.c.id == score.known_id, score.absent)
         self._note(
-            Action.DELETE, SubjectType.SCORE, score.checkpoint,
+            Action.DELETE, SubjectType.SCORE, name_of(score.checkpoint_id),
             self._object(benchmark=score.benchmark, metric=score.metric, value=SCORE.c.value),
             gone,
         )  # fmt: skip
         absent = select(score.known_id).where(score.absent, score.known_id.is_not(None))
         self._do(delete(SCORE).where(SCORE.c.id.in_(absent)))
-
-    # removal
 
 
 def _insertion(is_sqlite: bool) -> Any:
