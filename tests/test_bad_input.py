@@ -107,7 +107,7 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]
         (GOOD + "omnireg: {output: host}", "choose a host: image, audio"),
         (GOOD + "omnireg: {host: base}", "is a text model"),
         (GOOD + "omnireg: {host: image, output: backbone}", "drop one of them"),
-        (GOOD + "omnireg: {output: package}", "not supported yet"),
+        (GOOD + "omnireg: {output: package}", "has no masks"),
         (GOOD + "omnireg: {modalities: {image: image}}", "are for output: package"),
         (GOOD + "dtype: bf16", "unknown dtype 'bf16' (did you mean 'bfloat16'?)"),
         (GOOD + "  - model: image", "'image' is listed twice"),

@@ -18,6 +18,7 @@ COMMANDS = {
     "merge": ("merge", "Merge what a recipe declares, and record it."),
     "verify": ("plan", "Compare a checkpoint's files with its record, or merge it again."),
     "mergekit": ("merge", "Run a command of mergekit with every plugin registered."),
+    "mmer": ("mmer", "Look into a decoupled package, or take one model out of it."),
     "backbone": ("backbone", "Take the language model out of a host, or put one back in."),
     "add": ("checkpoints", "Record a checkpoint."),
     "list": ("checkpoints", "List recorded checkpoints."),

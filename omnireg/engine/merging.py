@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,10 @@ from omnireg.digests import remember_sha256
 from omnireg.engine.journal import Journal, unfinished
 from omnireg.engine.provenance import describe, versions
 from omnireg.engine.writer import write_file, write_side_files
-from omnireg.errors import PlanError
+from omnireg.errors import ConfigError, PlanError
 from omnireg.host import PluginHost
 from omnireg.outputs import appearing, check_free, scratch_folder
-from omnireg.planning import Engine, Plan, plan
+from omnireg.planning import Engine, Plan, Shape, plan
 from omnireg.planning.output import Output
 from omnireg.recipe import Recipe, as_recipe
 from omnireg.shards import SHARD_BYTES, ByteReader
@@ -176,6 +176,8 @@ def _run(
         torch.set_num_threads(int(how.mergekit["num_threads"]))
     if planned.planned_by_mergekit:
         return _run_mergekit_whole(planned, out, how, host), 0
+    if planned.shape is Shape.PACKAGE:
+        return _run_package(planned, out, how, host, progress)
     _check_fits_host(planned)
     output = Output(planned, how.shard_bytes)
     if planned.engine is Engine.MERGEKIT:
@@ -202,6 +204,41 @@ def _run_stream(
             streamer.survey(lambda done, total: progress("surveying", done, total, "chunks"))
         _write(output, streamer.content, journal, progress)
         _complete(output.plan, output, journal.folder, how)
+    return _fingerprint(out, journal.finished), resumed
+
+
+def _run_package(
+    planned: Plan, out: Path, how: Options, host: PluginHost, progress: Progress
+) -> tuple[str, int]:
+    from omnireg.engine.packaging import Packager
+    from omnireg.engine.stream import streaming
+    from omnireg.engine.tensors import Settings
+
+    if planned.engine is Engine.MERGEKIT:
+        raise ConfigError("only the stream engine writes packages; use --engine auto")
+    host.install()
+    for item in planned.inputs:
+        if item.role != "base":
+            _check_fits_host(replace(planned, shape=Shape.HOST, host=item.model, senses={}))
+    output = Output(planned, how.shard_bytes)
+    settings = Settings(
+        planned, ByteReader(), how.seed, how.device, how.allow_nonfinite, side_outputs=True
+    )
+    threads = how.threads or os.cpu_count() or 1
+    with (
+        unfinished(out, _identity(output, how), resume=how.resume) as journal,
+        streaming(output, settings, threads) as streamer,
+    ):
+        resumed = len(journal.finished)
+        streamer.survey(lambda done, total: progress("surveying", done, total, "chunks"))
+        packager = Packager(planned, settings, journal, threads)
+        packager.write(
+            streamer.jobs,
+            how.shard_bytes,
+            lambda done, total: progress("coding", done, total, "elements"),
+        )
+        said = describe(planned, how.seed, how.fixed, {"package": packager.manifest()})
+        (journal.folder / "omnireg.json").write_text(said, encoding="utf-8")
     return _fingerprint(out, journal.finished), resumed
 
 

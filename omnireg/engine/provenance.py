@@ -16,8 +16,17 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], **found}
 
 
-def describe(plan: Plan, seed: int, options: Mapping[str, Any]) -> str:
-    """Return the text of ``omnireg.json``; ``options`` are those that the bytes depend on."""
+def describe(
+    plan: Plan, seed: int, options: Mapping[str, Any], more: Mapping[str, Any] | None = None
+) -> str:
+    """Return the text of ``omnireg.json``.
+
+    Args:
+        plan: what was merged.
+        seed: of the run.
+        options: those that the bytes depend on.
+        more: what a package says of itself.
+    """
     origin = plan.strategy.origin
     data: dict[str, Any] = {
         "format": 1,
@@ -34,4 +43,5 @@ def describe(plan: Plan, seed: int, options: Mapping[str, Any]) -> str:
             for ref, role, _ in plan.parents
         ],
     }
+    data |= more or {}
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

@@ -9,7 +9,8 @@ from omnireg.checkpoint import Checkpoint, open_checkpoint
 from omnireg.engine.provenance import versions
 from omnireg.errors import CheckpointError, OmniregError, RegistryError, did_you_mean, to_type
 from omnireg.host import PluginHost
-from omnireg.planning import Plan
+from omnireg.package import Package
+from omnireg.planning import Plan, Shape
 from omnireg.registry import Checkpoint as Record
 from omnireg.registry import Kind, Parent, Registry, Role
 
@@ -178,7 +179,7 @@ def finish(
         return book.finish_run(
             run_id,
             name=name,
-            kind=Kind.MERGED,
+            kind=Kind.PACKAGE if plan.shape is Shape.PACKAGE else Kind.MERGED,
             fingerprint=fingerprint,
             source=str(out.resolve()),
             modalities=plan.modalities,
@@ -190,6 +191,45 @@ def finish(
         raise RegistryError(
             f"{out} is complete but could not be recorded: {exc}; then type: {adding}"
         ) from exc
+
+
+def record_extraction(
+    book: Registry, package: Package, modality: str, out: Path, name: str
+) -> Record:
+    """Record a model taken out of a package, and the package if nobody has.
+
+    Raises:
+        RegistryError: the model is on disk but could not be recorded; says what to type.
+    """
+    try:
+        known = book.by_fingerprint(package.fingerprint) if book.exists() else []
+        parent = known[0].name if known else _record_package(book, package).name
+        layout = PluginHost().layouts.get(package.model_of(modality).architecture)
+        return book.add_checkpoint(
+            name,
+            kind=Kind.MERGED,
+            fingerprint=Checkpoint(str(out), out.resolve()).fingerprint,
+            source=str(out.resolve()),
+            modalities=sorted(layout.senses if layout else ()),
+            parents=[Parent(parent, Role.PACKAGE)],
+            strategy="mmer",
+        )
+    except RegistryError as exc:
+        adding = to_type("add", out, "--name", name, "--kind", "merged")
+        raise RegistryError(
+            f"{out} is complete but could not be recorded: {exc}; then type: {adding}"
+        ) from exc
+
+
+def _record_package(book: Registry, package: Package) -> Record:
+    return book.add_checkpoint(
+        package.folder.resolve().name,
+        kind=Kind.PACKAGE,
+        fingerprint=package.fingerprint,
+        source=str(package.folder.resolve()),
+        modalities=sorted(package.modalities),
+        strategy="mmer",
+    )
 
 
 def _record_inputs(book: Registry, plan: Plan) -> dict[str, str]:

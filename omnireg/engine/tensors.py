@@ -20,6 +20,7 @@ from omnireg.planning.parameters import Bound
 from omnireg.shards import ByteReader
 from omnireg.strategies.kernels.choose import KINDS, Tensor, fuse
 from omnireg.strategies.kernels.fused import STORAGE, Chunk, Fused
+from omnireg.strategies.mmer import POWER
 from omnireg.strategies.task_vectors import SPAN
 from omnireg.tensors import TORCH_DTYPES
 
@@ -43,6 +44,7 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     allow_nonfinite: bool = False
+    side_outputs: bool = False
 
     @cached_property
     def method(self) -> MergeMethod:
@@ -114,6 +116,7 @@ class Job:
             self.settings.base,
             self.bound.shared,
             self.bound.per_input,
+            self.settings.side_outputs,
         )
         return fuse(self.settings.method, tensor)
 
@@ -142,7 +145,7 @@ class Job:
     def observe(self, survey: Any, chunk: int) -> Any:
         """Look at a chunk for a survey, with the compiled pass or with the method's own code."""
         if self.fused:
-            with self._chunk(chunk) as view:
+            with self.chunk(chunk) as view:
                 return self.fused.observe(survey, view)
         method: Any = self.settings.method
         return method.observe(survey, self._group(), self._known, self._parameters())
@@ -150,13 +153,14 @@ class Job:
     def emit(self, chunk: int) -> memoryview:
         """Return the bytes of a finished chunk."""
         assert self.fused
-        with self._chunk(chunk) as view:
+        with self.chunk(chunk) as view:
             (merged,) = self.fused.emit(view, self.found, self.number + chunk)
         return merged.data.cast("B")
 
-    def _chunk(self, number: int) -> "_View":
+    def chunk(self, number: int) -> "View":
+        """Return a chunk of every input; enter it to use it."""
         start = number * SPAN
-        return _View(self, start, min(start + SPAN, self.numel), number)
+        return View(self, start, min(start + SPAN, self.numel), number)
 
     # the method's own code
 
@@ -172,6 +176,15 @@ class Job:
         if result is None:
             raise MergeError(f"{plan.recipe.merge_method} left out tensor {self.merged.name}")
         return result.to(device="cpu", dtype=TORCH_DTYPES()[self.merged.dtype])  # type: ignore[no-any-return]
+
+    def side_outputs(self) -> tuple[torch.Tensor, dict[str, Any], int | None]:
+        """Return τ★, how each model is decoupled, and the power of its norm if it is rescaled."""
+        plan, method = self.settings.plan, self.settings.method
+        parameters = self._parameters()
+        with translated(plan), seeded(self.settings.seed, self.merged.name):
+            merged, found = method.side_outputs(self._group(), parameters, self._known)
+        rescale = parameters["rescale"]
+        return merged.to("cpu"), found, POWER.get(rescale)
 
     def _inputs(self) -> dict[Any, torch.Tensor]:
         from mergekit.common import ModelReference
@@ -261,7 +274,7 @@ def nonfinite(ref: str, name: str) -> OmniregError:
     )
 
 
-class _View:
+class View:
     """A chunk of every input by address, kept alive while it is used."""
 
     def __init__(self, job: Job, start: int, stop: int, number: int) -> None:

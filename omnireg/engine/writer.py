@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from omnireg.alignment import EMBEDDING, HEAD
 from omnireg.checkpoint import INDEX
 from omnireg.errors import MergeError
 from omnireg.loading import write_text_config
 from omnireg.outputs import copy_files
-from omnireg.planning.output import Output, OutputFile
+from omnireg.planning.output import Output
 from omnireg.shards import write_index
 from omnireg.tensors import usual_dtype
 
@@ -23,8 +23,24 @@ Data = bytes | memoryview
 _FLUSH = 1 << 27
 
 
+class Planned(Protocol):
+    """A file whose header and size are known before its content."""
+
+    @property
+    def name(self) -> str:
+        """Name below the folder."""
+
+    @property
+    def header(self) -> bytes:
+        """The bytes that come first."""
+
+    @property
+    def size(self) -> int:
+        """Size of the whole file in bytes."""
+
+
 def write_file(
-    folder: Path, file: OutputFile, content: Iterable[Data], wrote: Callable[[int], None]
+    folder: Path, file: Planned, content: Iterable[Data], wrote: Callable[[int], None]
 ) -> str:
     """Write a file's header and content, flush it to the disk and return its sha256.
 

@@ -1,6 +1,7 @@
 """Whether the checkpoints of a recipe fit together, and how."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from omnireg.checkpoint import Checkpoint, open_checkpoint
 from omnireg.errors import ConfigError, PlanError, did_you_mean
 from omnireg.host import PluginHost, Strategy
 from omnireg.loading import check_complete
+from omnireg.planning.packages import check_one_dtype, check_package, senses_of
 from omnireg.planning.parameters import Resolver, check_parameters, names_a_model, same_place
 from omnireg.recipe import Output, Recipe, as_recipe
 from omnireg.sources import Source, aligned, source
@@ -27,11 +29,12 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F
 
 
 class Shape(StrEnum):
-    """What the result is: a text backbone, one host around it, or whole models merged."""
+    """What the result is: a text backbone, one host around it, whole models merged, a package."""
 
     BACKBONE = "backbone"
     HOST = "host"
     WHOLE = "whole"
+    PACKAGE = "package"
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Plan:
         inputs: in the order of the recipe, an unlisted base last (as mergekit takes them).
         reference: the language model in whose layout the backbones are merged.
         host: whose encoders the result carries (shape ``host`` and ``whole``).
+        senses: of a package, the model of every modality.
         planned_by_mergekit: the recipe asks for what only mergekit's own planner does (slices,
             modules, tokenizer surgery), on text models.
     """
@@ -92,6 +96,7 @@ class Plan:
     host: LanguageModel | None
     engine: Engine = Engine.STREAM
     planned_by_mergekit: bool = False
+    senses: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def own_head(self) -> bool:
@@ -147,7 +152,7 @@ class Plan:
     @property
     def modalities(self) -> list[str]:
         """What the result takes in besides text."""
-        return sorted(self.host.layout.senses) if self.host else []
+        return sorted(self.host.layout.senses if self.host else self.senses)
 
     @cached_property
     def resolver(self) -> Resolver:
@@ -254,7 +259,11 @@ def _shaped(
     hosts = [i for i in inputs if i.model.is_host]
     classes = {i.model.checkpoint.architecture for i in inputs}
     if wanted is Output.PACKAGE:
-        raise ConfigError("omnireg.output: package is not supported yet; use host or backbone")
+        check_package(recipe, strategy, reference)
+        senses = senses_of(recipe, [i.model for i in inputs if i.role != "base"])
+        made = Plan(recipe, strategy, inputs, reference, Shape.PACKAGE, None, senses=senses)
+        check_one_dtype({n: (reference.header(n).dtype, t.dtype) for n, t in made.merged.items()})
+        return made
     if recipe.omnireg.modalities or recipe.omnireg.base != "embed":
         raise ConfigError("omnireg.modalities and omnireg.base are for output: package; drop them")
     if wanted is Output.BACKBONE and carrier:

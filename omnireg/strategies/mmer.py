@@ -20,6 +20,7 @@ from mergekit.merge_methods import (
     MergeMethodSpec,
     OptionalTensorPolicy,
     ParameterScope,
+    TensorEntry,
     TensorGroup,
 )
 from mergekit.merge_methods.base import ParameterSpec
@@ -52,7 +53,8 @@ class Rescale(StrEnum):
     L2 = "l2"
 
 
-_POWER = {Rescale.L1: 1, Rescale.L2: 2}
+#: the norm of a rescaling
+POWER = {Rescale.L1: 1, Rescale.L2: 2}
 #: where the mask minimises ‖θ̂ᵢ − θᵢ‖₁ element by element
 OPTIMAL_LAMBDA = {MaskRule.RATIO: 0.5, MaskRule.DISTANCE: 1.0}
 
@@ -92,7 +94,7 @@ def rescale_factor(vector: torch.Tensor, masked: torch.Tensor, rescale: Rescale)
     """Return sᵢ = ‖τᵢ‖ₚ / ‖mᵢ∘τ★‖ₚ, or 1 where the masked vector is zero."""
     if rescale is Rescale.NONE:
         return 1.0
-    power = _POWER[rescale]
+    power = POWER[rescale]
     whole, kept = absolute_sum(vector, power), absolute_sum(masked, power)
     return float((whole / kept) ** (1 / power)) if kept else 1.0
 
@@ -121,6 +123,14 @@ class Norms:
     thresholds: Any
     whole: float
     kept: float
+
+
+@dataclass(frozen=True)
+class Decoupling:
+    """τᵢ of one model in working precision, and its mask."""
+
+    vector: torch.Tensor
+    mask: torch.Tensor
 
 
 class NormSums:
@@ -210,7 +220,7 @@ class Mmer(TrimmedTogether, GroupMergeMethod):
         if parameters["mask_of"] not in [str(e.id) for e in group.non_base]:
             return [], []
         vector, masked = self._masked(group, self._change(group, parameters, known), parameters)
-        power = _POWER[parameters["rescale"]]
+        power = POWER[parameters["rescale"]]
         return span_sums(vector, power), span_sums(masked, power)
 
     def merge_group(
@@ -230,12 +240,23 @@ class Mmer(TrimmedTogether, GroupMergeMethod):
         if parameters["mask_of"] is not None:
             vector, masked = self._masked(group, change, parameters)
             if norms:
-                power = _POWER[parameters["rescale"]]
+                power = POWER[parameters["rescale"]]
                 factor = (norms.whole / norms.kept) ** (1 / power) if norms.kept else 1.0
             else:
                 factor = rescale_factor(vector, masked, parameters["rescale"])
             change = factor * masked
         return (working(base.tensor) + change).to(base.tensor.dtype)
+
+    def side_outputs(
+        self, group: TensorGroup, parameters: Mapping[str, Any], surveyed: Surveyed | None = None
+    ) -> tuple[torch.Tensor, dict[str, Decoupling]]:
+        """Return τ★ as stored, and how each model is decoupled from it, by reference."""
+        merged = merged_task_vector(group, parameters, surveyed)
+        change = working(merged)
+        return merged, {
+            str(entry.id): self._decoupling(group, change, entry, parameters)
+            for entry in group.non_base
+        }
 
     def _change(
         self, group: TensorGroup, parameters: Mapping[str, Any], surveyed: Surveyed | None
@@ -250,6 +271,13 @@ class Mmer(TrimmedTogether, GroupMergeMethod):
         """Return τᵢ and mᵢ∘τ★ of the chosen model."""
         names = [str(e.id) for e in group.non_base]
         entry = group.non_base[choose_index(parameters["mask_of"], names)]
+        found = self._decoupling(group, merged, entry, parameters)
+        return found.vector, torch.where(found.mask, merged, 0)
+
+    @staticmethod
+    def _decoupling(
+        group: TensorGroup, merged: torch.Tensor, entry: TensorEntry, parameters: Mapping[str, Any]
+    ) -> Decoupling:
         vector = task_vector(entry, group.base)
         keep = mask(
             vector,
@@ -258,7 +286,7 @@ class Mmer(TrimmedTogether, GroupMergeMethod):
             threshold=parameters["mask_lambda"][entry.id],
             directional=parameters["directional"],
         )
-        return vector, torch.where(keep, merged, 0)
+        return Decoupling(vector, keep)
 
 
 def _rescales_together(parameters: Mapping[str, Any]) -> bool:

@@ -57,7 +57,7 @@ def passes(recipe: str) -> None:
         job.survey()
         assert job.fused
         for chunk in range(job.chunks):
-            with job._chunk(chunk) as view:
+            with job.chunk(chunk) as view:
                 job.fused.emit(view, job.found, chunk)
 
 

@@ -90,6 +90,18 @@ def bytes_at(address: int, length: int) -> NDArray[np.uint8]:
 
 
 @kernel
+def short_at(address: int, length: int) -> NDArray[np.uint16]:
+    """View memory as 16-bit words."""
+    return carray(_uint16_at(address), length)
+
+
+@kernel
+def long_at(address: int, length: int) -> NDArray[np.uint32]:
+    """View memory as 32-bit words."""
+    return carray(_uint32_at(address), length)
+
+
+@kernel
 def load(kind: int, address: int, start: int, count: int, block: NDArray[np.float32]) -> None:
     """Widen ``count`` elements from ``start`` on into a float32 block."""
     bits = block.view(np.uint32)

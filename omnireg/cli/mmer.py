@@ -1,0 +1,88 @@
+"""``omnireg mmer``: decoupled packages."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from omnireg.cli.output import (
+    Settings,
+    common_options,
+    hint,
+    print_json,
+    print_table,
+    progress_bar,
+)
+from omnireg.errors import to_type
+
+
+@click.group("mmer")
+@common_options
+def mmer_command() -> None:
+    """Look into a decoupled package, or take one model out of it.
+
+    A package is made by ``omnireg merge`` with ``merge_method: mmer`` and ``output: package``.
+    """
+
+
+@mmer_command.command("inspect")
+@click.argument("package", type=click.Path(path_type=Path))
+@common_options
+@click.pass_obj
+def inspect_command(settings: Settings, package: Path) -> None:
+    """Show what PACKAGE holds, and how many bytes it takes."""
+    from omnireg.decoupled import inspect
+    from omnireg.package import Package
+
+    found = inspect(Package(package)).to_json()
+    if settings.as_json:
+        print_json(found)
+        return
+    rows: list[tuple[Any, ...]] = [
+        (m["name"], m["model"], f"{m['mask_density']:.1%}", f"{m['l1_recovered']:.1%}")
+        for m in found["modalities"]
+    ]
+    print_table(("modality", "model", "mask keeps", "L1 recovered"), rows)
+    click.echo(f"\ntask vector: {found['task_vector_density']:.1%} of its elements are not zero")
+    for part, size in found["bytes"].items():
+        click.echo(f"{part.replace('_', ' '):<12}{size:>16,} bytes")
+    click.echo(
+        f"{found['ratio_to_one_model']:.2f} × one model; vector and masks are"
+        f" {found['ratio_to_bound']:.3f} × what their contents need at least"
+    )
+
+
+@mmer_command.command("extract")
+@click.argument("package", type=click.Path(path_type=Path))
+@click.option("--modality", required=True, help="Whose model to take out.")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--name", help="Name in the registry [default: OUT's].")
+@click.option("--no-record", is_flag=True, help="Leave the registry alone.")
+@common_options
+@click.pass_obj
+def extract_command(
+    settings: Settings,
+    package: Path,
+    modality: str,
+    out: Path,
+    name: str | None,
+    no_record: bool,
+) -> None:
+    """Write the model of one modality in PACKAGE as an ordinary checkpoint into OUT."""
+    from omnireg.decoupled import extract
+    from omnireg.engine.recording import record_extraction
+    from omnireg.package import Package
+
+    opened = Package(package)
+    with progress_bar(settings.quiet) as progress:
+        fingerprint = extract(opened, modality, out, progress)
+    chosen = name or out.name
+    if not no_record:
+        with settings.open_registry() as book:
+            record_extraction(book, opened, modality, out, chosen)
+    if settings.as_json:
+        print_json({"name": chosen, "fingerprint": fingerprint, "out": str(out)})
+        return
+    click.echo(f"{out}: {fingerprint[:12]}, {modality} of {package}")
+    if not no_record:
+        hint(f"next: {to_type('lineage', chosen)}")

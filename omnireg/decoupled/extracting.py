@@ -1,0 +1,48 @@
+"""An ordinary host checkpoint out of a package: θ₀ + m∘τ★ among the host's own encoders."""
+
+from pathlib import Path
+
+from omnireg.checkpoint import combine_digests
+from omnireg.digests import remember_sha256
+from omnireg.engine.merging import Progress
+from omnireg.engine.writer import write_file
+from omnireg.outputs import appearing, copy_files
+from omnireg.package import Package, layout
+
+_OURS = (layout.SHELL, layout.FILES)
+
+
+def extract(
+    package: Package,
+    modality: str,
+    out: Path,
+    progress: Progress = lambda stage, done, total, detail: None,
+) -> str:
+    """Write the host of a modality into the new folder ``out`` and return its fingerprint.
+
+    The files are those that a merge with ``mask_of`` and ``output: host`` would have written, byte
+    for byte.
+
+    Raises:
+        CheckpointError: no such modality, a damaged package, or another base than it refers to.
+        MergeError: ``out`` cannot be written; nothing is left there.
+    """
+    model = package.model_of(modality)
+    files = package.host_files(model)
+    total, done = sum(file.size for file in files), 0
+
+    def wrote(size: int) -> None:
+        nonlocal done
+        done += size
+        progress("writing", done, total, "")
+
+    with appearing(out) as folder:
+        digests = {
+            file.name: write_file(folder, file, package.content(file, model), wrote)
+            for file in files
+        }
+        place = package.host_folder(model)
+        copy_files([file for file in sorted(place.iterdir()) if file.name not in _OURS], folder)
+    for name, digest in digests.items():
+        remember_sha256(out / name, digest)
+    return combine_digests(digests.items())

@@ -1,0 +1,421 @@
+"""Write a package: the base, what is each host's own, and the task vector with its masks.
+
+Each tensor is merged, coded and written in one pass over the inputs. How many elements of a task
+vector are not zero is known when it is computed, so a file of it begins with room for its header,
+which is written last.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from omnireg.checkpoint import INDEX
+from omnireg.digests import fresh_sha256
+from omnireg.engine.journal import Journal
+from omnireg.engine.tensors import Job, Settings, check_finite
+from omnireg.engine.writer import write_file
+from omnireg.hookspecs import Scope
+from omnireg.outputs import copy_files
+from omnireg.package import layout
+from omnireg.package.layout import L1, MASK, NORMS, SUPPORT, VALUES, HostFile, Part, Piece
+from omnireg.planning import Plan, Shape
+from omnireg.planning.output import Computed, Copied, Output, OutputFile
+from omnireg.planning.output import Piece as FilePiece
+from omnireg.shards import FLOATS, ByteReader, TensorHeader, group_into_shards, lay_out, read_header
+from omnireg.strategies.kernels import coding
+from omnireg.strategies.kernels.choose import KINDS
+from omnireg.strategies.mmer import POWER, Rescale
+from omnireg.strategies.task_vectors import span_sums, working
+from omnireg.tensors import as_bytes, as_tensor
+
+Data = bytes | memoryview
+Tick = Callable[[int, int], None]
+_STORAGE: Mapping[str, Any] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32}
+
+
+@dataclass
+class Coded:
+    """One tensor of the task vector with its masks, coded.
+
+    ``distances`` are Σ|τᵢ| and Σ|τᵢ − mᵢ∘τ★| per model; ``norms`` the sums of |τᵢ|ᵖ and |mᵢ∘τ★|ᵖ
+    over spans, where a scale is made of them.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    values: NDArray[Any]
+    support: NDArray[np.uint8]
+    masks: dict[str, NDArray[np.uint8]]
+    distances: dict[str, NDArray[np.float64]]
+    norms: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    @property
+    def arrays(self) -> dict[str, tuple[str, NDArray[Any]]]:
+        """Its arrays by name, each with its safetensors dtype."""
+        return {
+            self.name + VALUES: (self.dtype, self.values),
+            self.name + SUPPORT: ("U8", self.support),
+            **{self.name + MASK + model: ("U8", bits) for model, bits in self.masks.items()},
+            **{self.name + L1 + model: ("F64", sums) for model, sums in self.distances.items()},
+            **{self.name + NORMS + model: ("F64", sums) for model, sums in self.norms.items()},
+        }
+
+
+class Packager:
+    """Writes the files of a package into a folder that is not complete yet."""
+
+    def __init__(self, plan: Plan, settings: Settings, journal: Journal, threads: int) -> None:
+        """Prepare; nothing is written yet."""
+        self._plan = plan
+        self._settings = settings
+        self._journal, self._folder, self._threads = journal, journal.folder, threads
+        #: reference → the name of its mask and its folder: the first modality it stands for
+        self.names: dict[str, str] = {}
+        for sense, ref in plan.senses.items():
+            self.names.setdefault(ref, sense)
+
+    def write(self, jobs: Mapping[str, Job], max_bytes: int, tick: Tick) -> None:
+        """Write everything but the manifest."""
+        self._write_base()
+        for ref in self.names:
+            self._write_host(ref)
+        self._write_vector(jobs, max_bytes, tick)
+
+    # base and hosts
+
+    def _write_base(self) -> None:
+        if self._plan.recipe.omnireg.base != "embed":
+            return
+        base, place = self._plan.reference.checkpoint, self._folder / layout.BASE
+        place.mkdir(exist_ok=True)
+        for file in base.weight_files:
+            name = f"{layout.BASE}/{file.name}"
+            if name not in self._journal.finished:
+                shutil.copyfile(file, place / file.name)
+                self._finish(name)
+        index = base.folder / INDEX
+        copy_files([*base.text_files, *([index] if index.exists() else [])], place)
+
+    def _write_host(self, ref: str) -> None:
+        """Keep what is a host's own, and how its files are put together."""
+        model = next(item.model for item in self._plan.inputs if item.ref == ref)
+        place = self._folder / layout.HOSTS / self.names[ref]
+        place.mkdir(parents=True, exist_ok=True)
+        files = Output(replace(self._plan, shape=Shape.HOST, host=model, senses={})).files
+        shell = _Shell(files)
+        name = f"{layout.HOSTS}/{self.names[ref]}/{layout.SHELL}"
+        if name not in self._journal.finished:
+            made = OutputFile(name, shell.header, shell.pieces)
+            digest = write_file(self._folder, made, self._own(shell, ref), lambda size: None)
+            self._journal.enter(name, digest)
+        text = json.dumps(layout.to_json(shell.files), ensure_ascii=False)
+        (place / layout.FILES).write_text(text, encoding="utf-8")
+        index = model.checkpoint.folder / INDEX
+        copy_files([*model.checkpoint.side_files, *([index] if index.exists() else [])], place)
+
+    def _own(self, shell: "_Shell", ref: str) -> Iterator[Data]:
+        for header, runs in shell.tensors:
+            data = self._settings.read(header)
+            if not self._settings.allow_nonfinite and header.dtype in FLOATS:
+                check_finite(ref, header.name, as_tensor(data, header))
+            for start, stop in runs:
+                yield data[start:stop]
+
+    # the task vector and its masks
+
+    def _write_vector(self, jobs: Mapping[str, Job], max_bytes: int, tick: Tick) -> None:
+        tensors = self._plan.tensors
+        groups = group_into_shards(tensors, max_bytes)
+        names = [f"vector-{i:05d}-of-{len(groups):05d}.safetensors"
+                 for i in range(1, len(groups) + 1)]  # fmt: skip
+        total = sum(job.numel for job in jobs.values())
+        done = 0
+        for name, group in zip(names, groups, strict=True):
+            if name not in self._journal.finished:
+                with ThreadPoolExecutor(self._threads, thread_name_prefix="omnireg-code") as pool:
+                    coded = self._ordered(pool, [jobs[tensor] for tensor in sorted(group)])
+                    self._write_file(name, group, _counted(coded, done, total, tick))
+                self._finish(name)
+            done += sum(jobs[tensor].numel for tensor in group)
+        index = {
+            "files": names,
+            "tensors": {n: [dtype, list(shape)] for n, (dtype, shape) in sorted(tensors.items())},
+        }
+        text = json.dumps(index, indent=1) + "\n"
+        (self._folder / layout.VECTOR).write_text(text, encoding="utf-8")
+
+    def _write_file(self, name: str, group: Iterable[str], coded: Iterable[Coded]) -> None:
+        room = len(_header(self._longest(group), 0))
+        entries: dict[str, Any] = {}
+        with (self._folder / name).open("wb") as stream:
+            stream.seek(room)
+            offset = 0
+            for tensor in coded:
+                for array, (dtype, data) in tensor.arrays.items():
+                    stream.write(data.data.cast("B") if data.size else b"")
+                    entries[array] = (dtype, data.shape, offset, offset + data.nbytes)
+                    offset += data.nbytes
+            stream.seek(0)
+            stream.write(_header(entries, room))
+
+    def _longest(self, group: Iterable[str]) -> dict[str, Any]:
+        """Return entries whose numbers are as long as those of the file can get."""
+        far = 10**18
+        suffixes = [VALUES, SUPPORT, *(MASK + n for n in self.names.values())]
+        suffixes += [end + n for n in self.names.values() for end in (L1, NORMS)]
+        return {name + end: ("BF16", (far, far), far, far) for name in group for end in suffixes}
+
+    def _ordered(self, pool: ThreadPoolExecutor, jobs: Iterable[Job]) -> Iterator[Coded]:
+        """Yield coded tensors in order, while the pool works on the next few."""
+        waiting: deque[Future[Coded]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(_ready(self._by_torch(job)) if job.fused is None
+                               else pool.submit(self._compiled, job))  # fmt: skip
+                if len(waiting) > self._threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _compiled(self, job: Job) -> Coded:
+        """Make the compiled passes over one tensor."""
+        job.survey()
+        assert job.fused
+        present = [s.ref for s in job.merged.sources if s.ref != self._settings.base]
+        code = _Coder(job, [self.names[ref] for ref in present], list(self.names.values()))
+        for chunk in range(job.chunks):
+            with job.chunk(chunk) as view:
+                vector, *masks = job.fused.emit(view, job.found, job.number + chunk)
+                code.append(vector, masks, view.count)
+                code.measure(view.zero, view.models, vector, masks)
+        return code.finished()
+
+    def _by_torch(self, job: Job) -> Coded:
+        """Run the method's own code over one tensor."""
+        merged, found, power = job.side_outputs()
+        present = [self.names[ref] for ref in found]
+        code = _Coder(job, present, list(self.names.values()))
+        bits = np.frombuffer(as_bytes(merged.reshape(-1)), _STORAGE[job.merged.dtype])
+        masks = [
+            np.packbits(part.mask.reshape(-1).numpy(), bitorder="little") for part in found.values()
+        ]
+        code.append(bits, masks, job.numel)
+        for ref, part in found.items():
+            change = torch.where(part.mask, working(merged), 0)
+            left = (part.vector - change).abs().sum(dtype=torch.float64)
+            whole = part.vector.abs().sum(dtype=torch.float64)
+            code.distances[self.names[ref]] += np.array([float(whole), float(left)])
+        made = code.finished()
+        if power is not None:
+            wide = working(merged).reshape(-1)
+            for ref, part in found.items():
+                masked = torch.where(part.mask.reshape(-1), wide, 0)
+                sums = [span_sums(part.vector.reshape(-1), power), span_sums(masked, power)]
+                made.norms[self.names[ref]] = np.array(sums, np.float64)
+        return made
+
+    # the manifest
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what ``omnireg.json`` says of the package itself."""
+        plan = self._plan
+        base = plan.reference.checkpoint
+        scales, recovered = self._scales(), self._recovered()
+        models = {
+            name: {
+                "ref": ref,
+                "fingerprint": plan.checkpoint(ref).fingerprint,
+                "architecture": plan.checkpoint(ref).architecture,
+                "l1_recovered": recovered[name],
+                **({"scale": scales[name]} if name in scales else {}),
+            }
+            for ref, name in self.names.items()
+        }
+        return {
+            "format": layout.FORMAT,
+            "version": layout.VERSION,
+            "base": {
+                "ref": base.ref,
+                "fingerprint": base.fingerprint,
+                "embedded": plan.recipe.omnireg.base == "embed",
+            },
+            "models": models,
+            "modalities": {sense: self.names[ref] for sense, ref in plan.senses.items()},
+            "parameters": plan.recipe.parameters or {},
+        }
+
+    def _scales(self) -> dict[str, Any]:
+        """Return every model's factor of its masked vector, from the norms in the files."""
+        shared = self._settings.plan.resolver.bind(next(iter(self._plan.merged)), 0.0).shared
+        if shared["rescale"] is Rescale.NONE:
+            return {}
+        power = POWER[shared["rescale"]]
+        sums = self._sums(NORMS)
+        if shared["rescale_scope"] is Scope.TENSOR:
+            return {
+                model: {tensor: _factor([both], power) for tensor, both in parts.items()}
+                for model, parts in sums.items()
+            }
+        return {model: _factor(list(parts.values()), power) for model, parts in sums.items()}
+
+    def _recovered(self) -> dict[str, float]:
+        """Return 1 − Σ|τᵢ − mᵢ∘τ★| / Σ|τᵢ| of every model."""
+        found = {}
+        for model, parts in self._sums(L1).items():
+            whole, left = (
+                math.fsum(float(both[side]) for both in parts.values()) for side in (0, 1)
+            )
+            found[model] = 1 - left / whole if whole else 1.0
+        return found
+
+    def _sums(self, kind: str) -> dict[str, dict[str, NDArray[np.float64]]]:
+        """Return sums that lie in the files, by model and tensor."""
+        sums: dict[str, dict[str, Any]] = {name: {} for name in self.names.values()}
+        read = ByteReader()
+        for file in sorted(self._folder.glob("vector-*.safetensors")):
+            for header in read_header(file).values():
+                tensor, found, model = header.name.rpartition(kind)
+                if found:
+                    data = np.frombuffer(read(header), np.uint8).copy().view(np.float64)
+                    sums[model][tensor] = data.reshape(header.shape)
+        return sums
+
+    def _finish(self, name: str) -> None:
+        """Flush a file to the disk and enter it."""
+        with (self._folder / name).open("rb") as stream:
+            os.fsync(stream.fileno())
+        self._journal.enter(name, fresh_sha256(self._folder / name))
+
+
+class _Shell:
+    """What of a host's files is its own, and the files with parts that point there."""
+
+    def __init__(self, files: Iterable[OutputFile]) -> None:
+        self.files: list[HostFile] = []
+        self._runs: dict[str, tuple[TensorHeader, list[tuple[int, int]]]] = {}
+        for file in files:
+            pieces = tuple(
+                Piece(p.name, p.dtype, p.nbytes, tuple(self._part(part) for part in p.parts))
+                for p in file.pieces
+            )
+            self.files.append(HostFile(file.name, file.header, pieces))
+        signatures = {n: (h.dtype, self._shape(h, runs)) for n, (h, runs) in self._runs.items()}
+        self._layout = lay_out(Path(layout.SHELL), signatures)
+        self.header = self._layout.header
+
+    def _part(self, part: Copied | Computed) -> Part:
+        if isinstance(part, Computed):
+            return Part(False, part.name, part.start, part.stop)
+        header, runs = self._runs.setdefault(part.header.name, (part.header, []))
+        done = sum(stop - start for start, stop in runs)
+        runs.append((part.start, part.stop))
+        return Part(True, header.name, done, done + part.stop - part.start)
+
+    @staticmethod
+    def _shape(header: TensorHeader, runs: list[tuple[int, int]]) -> tuple[int, ...]:
+        kept = sum(stop - start for start, stop in runs)
+        if kept == header.nbytes:
+            return header.shape
+        row = header.nbytes // header.shape[0]
+        return (kept // row, *header.shape[1:])
+
+    @property
+    def tensors(self) -> Iterator[tuple[TensorHeader, list[tuple[int, int]]]]:
+        """The tensors in the order of the file, with the runs of bytes that are kept of each."""
+        for name in self._layout.tensors:
+            yield self._runs[name]
+
+    @property
+    def pieces(self) -> tuple[FilePiece, ...]:
+        """The tensors as pieces of a file."""
+        return tuple(
+            FilePiece(n, t.dtype, t.start, t.nbytes, ()) for n, t in self._layout.tensors.items()
+        )
+
+
+class _Coder:
+    """Codes a tensor chunk by chunk."""
+
+    def __init__(self, job: Job, present: list[str], models: list[str]) -> None:
+        self._job, self._present, self._done, self._rank = job, present, 0, 0
+        self._kind = KINDS[job.merged.dtype]
+        size = layout.padded(job.numel)
+        self._values = np.empty(job.numel, _STORAGE[job.merged.dtype])
+        self._support = np.zeros(size, np.uint8)
+        self._masks = {model: np.zeros(size, np.uint8) for model in models}
+        self.distances = {model: np.zeros(2) for model in models}
+
+    def append(self, vector: NDArray[Any], masks: list[NDArray[np.uint8]], count: int) -> None:
+        """Take in the next chunk; all but the last are of whole bytes of bits."""
+        self._rank = coding.compact(
+            self._kind, vector.ctypes.data,
+            np.array([mask.ctypes.data for mask in masks], np.int64), count,
+            self._support.ctypes.data + self._done // 8, self._values.ctypes.data,
+            np.array([self._masks[model].ctypes.data for model in self._present], np.int64),
+            self._rank,
+        )  # fmt: skip
+        self._done += count
+
+    def measure(
+        self, zero: int, models: NDArray[np.int64], vector: NDArray[Any],
+        masks: list[NDArray[np.uint8]],
+    ) -> None:  # fmt: skip
+        """Take in how far the models of the chunk are from what their masks keep of them."""
+        for name, model, mask in zip(self._present, models, masks, strict=True):
+            coding.add_distance(
+                self._kind, zero, model, vector.ctypes.data, mask.ctypes.data, vector.size,
+                self.distances[name],
+            )  # fmt: skip
+
+    def finished(self) -> Coded:
+        """Return the arrays, cut to what is used of them."""
+        merged, size = self._job.merged, layout.padded(self._rank)
+        masks = {model: bits[:size].copy() for model, bits in self._masks.items()}
+        values = self._values[: self._rank].copy()
+        return Coded(
+            merged.name, merged.dtype, merged.shape, values, self._support, masks, self.distances
+        )
+
+
+def _ready(coded: Coded) -> Future[Coded]:
+    done: Future[Coded] = Future()
+    done.set_result(coded)
+    return done
+
+
+def _counted(coded: Iterable[Coded], done: int, total: int, tick: Tick) -> Iterator[Coded]:
+    for tensor in coded:
+        yield tensor
+        done += math.prod(tensor.shape)
+        tick(done, total)
+
+
+def _factor(sums: list[Any], power: int) -> float:
+    whole, kept = (math.fsum(float(x) for both in sums for x in both[side]) for side in (0, 1))
+    return float((whole / kept) ** (1 / power)) if kept else 1.0
+
+
+def _header(entries: Mapping[str, Any], room: int) -> bytes:
+    """Return a safetensors header of ``room`` bytes, or as long as it must be."""
+    named = {
+        name: {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+        for name, (dtype, shape, start, stop) in sorted(entries.items())
+    }
+    text = json.dumps({"__metadata__": {"format": "pt"}, **named}, separators=(",", ":")).encode()
+    text += b" " * max(room - 8 - len(text), -len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
