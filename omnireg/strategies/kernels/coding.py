@@ -4,18 +4,25 @@ A vector is one bit per element (is it anything but +0?) and the elements whose 
 is one bit per such element. Bits are packed eight a byte, lowest first.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from omnireg.strategies.kernels.formats import (
+    BF16,
     BLOCK,
+    F16,
     F32,
     bytes_at,
+    inlined,
     kernel,
     load,
     long_at,
     short_at,
     store,
+    trailing_zeros,
+    word_at,
 )
 
 
@@ -29,23 +36,44 @@ def compact(
     ``masks`` are packed over all elements of the chunk; what is appended to has to be zeroed.
     """
     bits = bytes_at(support, (count + 7) // 8)
-    for i in range(count):
+    for byte in range((count + 7) // 8):
+        size = min(8, count - 8 * byte)
+        found = np.uint8(0)
         if kind == F32:
-            value = long_at(vector, count)[i]
-            if value == 0:
-                continue
-            long_at(values, rank + 1)[rank] = value
+            whole = long_at(vector + 32 * byte, size)
+            for i in range(size):
+                found |= np.uint8(np.uint8(whole[i] != 0) << np.uint8(i))
         else:
-            half = short_at(vector, count)[i]
-            if half == 0:
-                continue
-            short_at(values, rank + 1)[rank] = half
-        bits[i >> 3] |= np.uint8(1 << (i & 7))
-        for j in range(len(masks)):
-            mark = (bytes_at(masks[j], (count + 7) // 8)[i >> 3] >> np.uint8(i & 7)) & np.uint8(1)
-            bytes_at(packed[j], (rank >> 3) + 1)[rank >> 3] |= np.uint8(mark << np.uint8(rank & 7))
-        rank += 1
+            half = short_at(vector + 16 * byte, size)
+            for i in range(size):
+                found |= np.uint8(np.uint8(half[i] != 0) << np.uint8(i))
+        bits[byte] = found
+        left = np.uint64(found)
+        while left != 0:
+            i = trailing_zeros(left)
+            left &= left - np.uint64(1)
+            if kind == F32:
+                long_at(values, rank + 1)[rank] = long_at(vector + 32 * byte, 8)[i]
+            else:
+                short_at(values, rank + 1)[rank] = short_at(vector + 16 * byte, 8)[i]
+            for j in range(len(masks)):
+                mark = (bytes_at(masks[j], byte + 1)[byte] >> np.uint8(i)) & np.uint8(1)
+                into = bytes_at(packed[j], (rank >> 3) + 1)
+                into[rank >> 3] |= np.uint8(mark << np.uint8(rank & 7))
+            rank += 1
     return rank
+
+
+@inlined
+def _word(support: Any, word: Any, start: Any, stop: Any) -> Any:
+    """Return 64 bits of a support, without those before ``start`` and from ``stop`` on."""
+    left = word_at(support, word + 1)[word]
+    first = 64 * word
+    if first < start:
+        left &= np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64(start - first)
+    if first + 64 > stop:
+        left &= (np.uint64(1) << np.uint64(stop - first)) - np.uint64(1)
+    return left
 
 
 @kernel
@@ -56,15 +84,21 @@ def expand(
 
     Returns how many are set before what follows.
     """
-    bits = bytes_at(support, (start + count + 7) // 8)
-    for i in range(count):
-        at = start + i
-        is_set = (bits[at >> 3] >> np.uint8(at & 7)) & np.uint8(1)
-        if kind == F32:
-            long_at(out, count)[i] = long_at(values, rank + 1)[rank] if is_set else np.uint32(0)
-        else:
-            short_at(out, count)[i] = short_at(values, rank + 1)[rank] if is_set else np.uint16(0)
-        rank += int(is_set)
+    stop = start + count
+    if kind == F32:
+        long_at(out, count)[:] = 0
+    else:
+        short_at(out, count)[:] = 0
+    for word in range(start >> 6, (stop + 63) >> 6):
+        left = _word(support, word, start, stop)
+        while left != 0:
+            at = 64 * word + trailing_zeros(left) - start
+            left &= left - np.uint64(1)
+            if kind == F32:
+                long_at(out, count)[at] = long_at(values, rank + 1)[rank]
+            else:
+                short_at(out, count)[at] = short_at(values, rank + 1)[rank]
+            rank += 1
     return rank
 
 
@@ -75,27 +109,35 @@ def decouple(
 ) -> int:  # fmt: skip
     """Write elements of θ₀ + s·(m∘τ★); without a mask (address 0) of θ₀ + s·τ★."""
     width = 4 if kind == F32 else 2
-    bits = bytes_at(support, (start + count + 7) // 8)
-    zero, change = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    whole, half = np.zeros(BLOCK, np.uint32), np.zeros(BLOCK, np.uint16)
-    for first in range(0, count, BLOCK):
-        size = min(BLOCK, count - first)
-        for i in range(size):
-            at = start + first + i
-            is_set = (bits[at >> 3] >> np.uint8(at & 7)) & np.uint8(1)
-            kept = is_set != 0
-            if kept and mask != 0:
-                kept = (bytes_at(mask, (rank >> 3) + 1)[rank >> 3] >> np.uint8(rank & 7)) & 1 != 0
-            if kind == F32:
-                whole[i] = long_at(values, rank + 1)[rank] if kept else np.uint32(0)
-            else:
-                half[i] = short_at(values, rank + 1)[rank] if kept else np.uint16(0)
-            rank += int(is_set)
-        load(kind, base + first * width, 0, size, zero)
-        load(kind, whole.ctypes.data if kind == F32 else half.ctypes.data, 0, size, change)
+    zero, change = np.empty(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
+    bits, half = change.view(np.uint32), np.zeros(BLOCK, np.uint16)
+    for first in range(start, start + count, BLOCK):
+        stop = min(first + BLOCK, start + count)
+        size = stop - first
+        bits[:size] = 0
+        half[:size] = 0
+        for word in range(first >> 6, (stop + 63) >> 6):
+            left = _word(support, word, first, stop)
+            while left != 0:
+                at = 64 * word + trailing_zeros(left) - first
+                left &= left - np.uint64(1)
+                kept = np.uint32(1)
+                if mask != 0:
+                    marks = bytes_at(mask, (rank >> 3) + 1)
+                    kept = np.uint32((marks[rank >> 3] >> np.uint8(rank & 7)) & np.uint8(1))
+                if kind == F32:
+                    bits[at] = long_at(values, rank + 1)[rank] * kept
+                elif kind == BF16:
+                    bits[at] = (np.uint32(short_at(values, rank + 1)[rank]) * kept) << np.uint32(16)
+                else:
+                    half[at] = np.uint16(short_at(values, rank + 1)[rank] * kept)
+                rank += 1
+        load(kind, base + (first - start) * width, 0, size, zero)
+        if kind == F16:
+            load(kind, half.ctypes.data, 0, size, change)
         for i in range(size):
             zero[i] += factor * change[i]
-        store(kind, zero, size, out + first * width, 0)
+        store(kind, zero, size, out + (first - start) * width, 0)
     return rank
 
 

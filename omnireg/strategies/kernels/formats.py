@@ -81,6 +81,7 @@ def _pointer_to(element: types.Type) -> Any:
 _uint8_at = _pointer_to(types.uint8)
 _uint16_at = _pointer_to(types.uint16)
 _uint32_at = _pointer_to(types.uint32)
+_uint64_at = _pointer_to(types.uint64)
 
 
 @kernel
@@ -99,6 +100,22 @@ def short_at(address: int, length: int) -> NDArray[np.uint16]:
 def long_at(address: int, length: int) -> NDArray[np.uint32]:
     """View memory as 32-bit words."""
     return carray(_uint32_at(address), length)
+
+
+@kernel
+def word_at(address: int, length: int) -> NDArray[np.uint64]:
+    """View memory as 64-bit words."""
+    return carray(_uint64_at(address), length)
+
+
+@intrinsic
+def trailing_zeros(typingctx: Any, word: Any) -> Any:
+    """Return the place of the lowest set bit of a 64-bit word that is not zero."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], context.get_constant(types.boolean, True))
+
+    return types.int64(types.uint64), generate
 
 
 @kernel
