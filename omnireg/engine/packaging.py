@@ -8,7 +8,6 @@ which is written last.
 import json
 import math
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +34,7 @@ from omnireg.planning.output import Piece as FilePiece
 from omnireg.shards import FLOATS, ByteReader, TensorHeader, group_into_shards, lay_out, read_header
 from omnireg.strategies.kernels import coding
 from omnireg.strategies.kernels.choose import KINDS
+from omnireg.strategies.kernels.formats import BLOCK
 from omnireg.strategies.mmer import POWER, Rescale
 from omnireg.strategies.task_vectors import span_sums, working
 from omnireg.tensors import as_bytes, as_tensor
@@ -103,8 +103,9 @@ class Packager:
         for file in base.weight_files:
             name = f"{layout.BASE}/{file.name}"
             if name not in self._journal.finished:
-                shutil.copyfile(file, place / file.name)
-                self._finish(name)
+                made = _Copy(name, file.stat().st_size)
+                digest = write_file(self._folder, made, _pieces(file), lambda size: None)
+                self._journal.enter(name, digest)
         index = base.folder / INDEX
         copy_files([*base.text_files, *([index] if index.exists() else [])], place)
 
@@ -219,7 +220,7 @@ class Packager:
             change = torch.where(part.mask, working(merged), 0)
             left = (part.vector - change).abs().sum(dtype=torch.float64)
             whole = part.vector.abs().sum(dtype=torch.float64)
-            code.distances[self.names[ref]] += np.array([float(whole), float(left)])
+            code.lanes[self.names[ref]][:, 0] += (float(whole), float(left))
         made = code.finished()
         if power is not None:
             wide = working(merged).reshape(-1)
@@ -302,6 +303,21 @@ class Packager:
         self._journal.enter(name, fresh_sha256(self._folder / name))
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """A file that is copied as it is."""
+
+    name: str
+    size: int
+    header: bytes = b""
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while data := stream.read(1 << 23):
+            yield data
+
+
 class _Shell:
     """What of a host's files is its own, and the files with parts that point there."""
 
@@ -358,7 +374,7 @@ class _Coder:
         self._values = np.empty(job.numel, _STORAGE[job.merged.dtype])
         self._support = np.zeros(size, np.uint8)
         self._masks = {model: np.zeros(size, np.uint8) for model in models}
-        self.distances = {model: np.zeros(2) for model in models}
+        self.lanes = {model: np.zeros((2, BLOCK)) for model in models}
 
     def append(self, vector: NDArray[Any], masks: list[NDArray[np.uint8]], count: int) -> None:
         """Take in the next chunk; all but the last are of whole bytes of bits."""
@@ -379,7 +395,7 @@ class _Coder:
         for name, model, mask in zip(self._present, models, masks, strict=True):
             coding.add_distance(
                 self._kind, zero, model, vector.ctypes.data, mask.ctypes.data, vector.size,
-                self.distances[name],
+                self.lanes[name],
             )  # fmt: skip
 
     def finished(self) -> Coded:
@@ -387,8 +403,9 @@ class _Coder:
         merged, size = self._job.merged, layout.padded(self._rank)
         masks = {model: bits[:size].copy() for model, bits in self._masks.items()}
         values = self._values[: self._rank].copy()
+        distances = {model: lanes.sum(axis=1) for model, lanes in self.lanes.items()}
         return Coded(
-            merged.name, merged.dtype, merged.shape, values, self._support, masks, self.distances
+            merged.name, merged.dtype, merged.shape, values, self._support, masks, distances
         )
 
 

@@ -15,6 +15,7 @@ from omnireg.strategies.kernels.formats import (
     F16,
     F32,
     bytes_at,
+    difference,
     inlined,
     kernel,
     load,
@@ -160,23 +161,25 @@ def count_set(address: int, count: int) -> int:
 @kernel
 def add_distance(
     kind: int, base: int, model: int, vector: int, mask: int, count: int,
-    sums: NDArray[np.float64],
+    lanes: NDArray[np.float64],
 ) -> None:  # fmt: skip
-    """Add Σ|τᵢ| and Σ|τᵢ − mᵢ∘τ★| of a chunk; the mask is packed over all its elements."""
+    """Add |τᵢ| and |τᵢ − mᵢ∘τ★| of a chunk to two rows of 1024 lanes.
+
+    The mask is packed over all elements of the chunk.
+    """
     width = 4 if kind == F32 else 2
-    zero, other = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    merged = np.empty(BLOCK, np.float32)
-    bits = bytes_at(mask, (count + 7) // 8)
+    zero, shift = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    merged, kept = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
         load(kind, base + start * width, 0, size, zero)
-        load(kind, model + start * width, 0, size, other)
         load(kind, vector + start * width, 0, size, merged)
-        whole, left = np.float64(0), np.float64(0)
+        difference(kind, model + start * width, 0, size, zero, shift)
+        marks = bytes_at(mask + start // 8, (size + 7) // 8)
+        for byte in range((size + 7) // 8):
+            for bit in range(8):
+                kept[8 * byte + bit] = np.float32((marks[byte] >> np.uint8(bit)) & np.uint8(1))
         for i in range(size):
-            kept = (bits[(start + i) >> 3] >> np.uint8((start + i) & 7)) & np.uint8(1)
-            shift = other[i] - zero[i]
-            whole += np.float64(abs(shift))
-            left += np.float64(abs(shift - (merged[i] if kept != 0 else np.float32(0))))
-        sums[0] += whole
-        sums[1] += left
+            lanes[0, i] += np.float64(abs(shift[i]))
+        for i in range(size):
+            lanes[1, i] += np.float64(abs(shift[i] - kept[i] * merged[i]))
