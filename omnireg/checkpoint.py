@@ -21,6 +21,8 @@ from omnireg.shards import TensorHeader, read_header
 _AGENT = "omnireg"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+#: what tells a package from a checkpoint
+PACKAGE_INDEX = "vector.safetensors.index.json"
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "spk_dict.pt", "LICENSE*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenizer_config.json")
@@ -187,6 +189,11 @@ def open_checkpoint(ref: str, *, weights: bool = True) -> Checkpoint:
     """
     folder = Path(ref).expanduser()
     if folder.is_dir():
+        if (folder / PACKAGE_INDEX).is_file():
+            raise CheckpointError(
+                f"{ref} is a decoupled package, not a checkpoint; take a model out of it: omnireg"
+                " mmer extract"
+            )
         checkpoint = Checkpoint(ref, folder.resolve())
         _ = checkpoint.config
         return checkpoint

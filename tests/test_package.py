@@ -309,6 +309,29 @@ def test_the_command_line_and_the_lineage(here: Path, run: Run) -> None:
     assert not is_package(here / "base")
 
 
+def test_a_package_is_planned_verified_and_recorded(here: Path, run: Run) -> None:
+    """By the commands that take checkpoints."""
+    (here / "p.yml").write_text(recipe())
+    planned = run("plan", "p.yml")
+    assert "a package of at most" in planned.out
+    most = json.loads(run("plan", "p.yml", "--json").out)["output"]["bytes"]
+    assert run("merge", "p.yml", "pkg").code == 0
+    assert inspect(Package(here / "pkg")).total <= most + 100_000
+    for command in (("verify", "pkg"), ("verify", "pkg", "--rerun"), ("db", "check")):
+        assert run(*command).code == 0, command
+    assert run("show", "./pkg").code == 0
+    assert "mmer extract" in run("backbone", "extract", "pkg", "x").err
+    other = here / "elsewhere.db"
+    assert run("--registry", other, "add", "image").code == 0
+    assert run("--registry", other, "add", "pkg", "--name", "mine").code == 0
+    told = json.loads(run("--registry", other, "show", "mine", "--json").out)
+    assert (told["kind"], told["modalities"]) == ("package", ["audio", "image", "video"])
+    assert [parent["name"] for parent in told["parents"]] == ["image"]
+    (here / "pkg" / Package(here / "pkg").vector_files[0]).write_bytes(b"")
+    assert run("verify", "pkg").code == 1
+    assert run("db", "check").code == 1
+
+
 def test_a_damaged_package_is_told(here: Path) -> None:
     """Truncated, from the future, without its manifest, naming files elsewhere."""
     omnireg.merge(recipe(), here / "pkg", record=False)

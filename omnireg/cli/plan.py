@@ -54,7 +54,11 @@ def _print(found: "Outlook", *, tensors: bool) -> None:
     for name in counts["absent"]:
         top.children[-1].add(name)
     size = decimal(data["output"]["bytes"])
-    files = top.add(f"output: {size} in {data['output']['shards']} files")
+    files = top.add(
+        f"output: {size} in {data['output']['shards']} files"
+        if data["files"]
+        else f"output: a package of at most {size}, encoders apart"
+    )
     for file in data["files"]:
         branch = files.add(
             f"{file['name']}: {decimal(file['bytes'])}, {len(file['tensors'])} tensors"

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from omnireg.engine.tensors import Job, Settings
-from omnireg.planning import Engine, Merged, Plan
+from omnireg.planning import Engine, Merged, Plan, Shape
 from omnireg.planning.output import Computed, Output, OutputFile, Piece
 from omnireg.shards import DTYPE_SIZES, SHARD_BYTES, ByteReader
 from omnireg.strategies.task_vectors import SPAN
@@ -57,7 +57,7 @@ class Outlook:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as ``omnireg plan --json`` prints it."""
-        plan, output = self.plan, self.output
+        plan, package = self.plan, self.plan.shape is Shape.PACKAGE
         inputs = [
             {"ref": ref, "fingerprint": plan.checkpoint(ref).known_fingerprint, "role": role}
             for ref, role, _ in plan.parents
@@ -70,13 +70,32 @@ class Outlook:
             "tensors": {
                 "merged": len(plan.merged),
                 "fused": self.fused,
-                "carried": len(output.carried),
+                "carried": 0 if package else len(self.output.carried),
                 "absent": self.absent,
             },
-            "output": {"bytes": output.size, "shards": len(output.files)},
+            "output": {"bytes": self.output_bytes, "shards": len(self.files)},
             "peak_memory_bytes": self.peak_memory_bytes,
-            "files": [self._file(file) for file in output.files],
+            "files": self.files,
         }
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of the weights that are written; of a package at most."""
+        if self.plan.shape is not Shape.PACKAGE:
+            return self.output.size
+        models = len(set(self.plan.senses.values()))
+        elements = [(job.numel, DTYPE_SIZES[job.merged.dtype]) for job in self._jobs.values()]
+        coded = sum(numel * size + (1 + models) * -(-numel // 8) for numel, size in elements)
+        base = self.plan.reference.checkpoint.weight_files
+        embedded = self.plan.recipe.omnireg.base == "embed"
+        return coded + (sum(file.stat().st_size for file in base) if embedded else 0)
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """The files that are written; of a package none, since their sizes are not known."""
+        if self.plan.shape is Shape.PACKAGE:
+            return []
+        return [self._file(file) for file in self.output.files]
 
     def _file(self, file: OutputFile) -> dict[str, Any]:
         tensors = [self._tensor(file, piece) for piece in file.pieces]

@@ -9,7 +9,7 @@ from omnireg.checkpoint import Checkpoint, open_checkpoint
 from omnireg.engine.provenance import versions
 from omnireg.errors import CheckpointError, OmniregError, RegistryError, did_you_mean, to_type
 from omnireg.host import PluginHost
-from omnireg.package import Package
+from omnireg.package import Package, fingerprint_of, is_package
 from omnireg.planning import Plan, Shape
 from omnireg.registry import Checkpoint as Record
 from omnireg.registry import Kind, Parent, Registry, Role
@@ -60,6 +60,10 @@ def add(
     """
     if not ref.strip():
         raise CheckpointError("no checkpoint is named: give a folder, or a Hub id org/name")
+    if is_package(Path(ref)):
+        if kind not in (None, Kind.PACKAGE):
+            raise RegistryError(f"{ref} is a package, not {kind}: leave --kind out")
+        return _record_package(book, Package(ref), name)
     checkpoint = open_checkpoint(ref, weights=False)
     if not checkpoint.remote:
         _ = checkpoint.tensors  # a damaged file is refused before it is recorded
@@ -107,7 +111,7 @@ def find_record(book: Registry, name: str) -> Record:
     """
     folder = Path(name)
     if name.startswith((".", "/")) and folder.is_dir() and book.get(name) is None:
-        found = book.by_fingerprint(Checkpoint(name, folder.resolve()).fingerprint)
+        found = book.by_fingerprint(fingerprint_of(folder.resolve()))
         if not found:
             raise RegistryError(f"{name} is not recorded; type: {to_type('add', name)}")
         here = [record for record in found if record.source == str(folder.resolve())]
@@ -221,13 +225,19 @@ def record_extraction(
         ) from exc
 
 
-def _record_package(book: Registry, package: Package) -> Record:
+def _record_package(book: Registry, package: Package, name: str | None = None) -> Record:
+    """Record a package, with those parents that are recorded themselves."""
+    known = {
+        model.ref: book.by_fingerprint(model.fingerprint) if book.exists() else []
+        for model in package.models.values()
+    }
     return book.add_checkpoint(
-        package.folder.resolve().name,
+        name or package.folder.resolve().name,
         kind=Kind.PACKAGE,
         fingerprint=package.fingerprint,
         source=str(package.folder.resolve()),
         modalities=sorted(package.modalities),
+        parents=[Parent(found[0].name, Role.MODEL) for found in known.values() if found],
         strategy="mmer",
     )
 

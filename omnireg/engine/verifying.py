@@ -8,11 +8,12 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from omnireg.checkpoint import Checkpoint, open_checkpoint
+from omnireg.checkpoint import open_checkpoint
 from omnireg.engine.merging import Progress, merge
 from omnireg.engine.recording import find_record
 from omnireg.errors import CheckpointError, ConfigError, RegistryError
 from omnireg.host import PluginHost
+from omnireg.package import fingerprint_of
 from omnireg.planning.parameters import relocated
 from omnireg.recipe import Recipe, parse_recipe
 from omnireg.registry import Checkpoint as Record
@@ -66,8 +67,12 @@ def verify(
                 f"{record.name} was recorded at {record.source}, which is gone; if it was moved:"
                 f" omnireg add FOLDER --name {quote(record.name)}"
             )
-        checkpoint = open_checkpoint(record.source, weights=False)
-        found = checkpoint.fingerprint if checkpoint.remote else checkpoint.fresh_fingerprint()
+        place = Path(record.source)
+        found = (
+            fingerprint_of(place, fresh=True)
+            if place.is_dir()
+            else open_checkpoint(record.source, weights=False).fingerprint
+        )
     return Verdict(record.name, record.fingerprint, found)
 
 
@@ -90,7 +95,7 @@ def mismatches(
         if not Path(source).is_dir():
             continue
         try:
-            now = Checkpoint(source, Path(source)).fingerprint
+            now = fingerprint_of(Path(source))
         except CheckpointError as exc:
             problems.append(f"{name}: {exc}")
             continue
@@ -163,7 +168,7 @@ def _place(parent: Mapping[str, str], book: Registry) -> str:
     wanted = parent["fingerprint"]
     for record in book.by_fingerprint(wanted):
         folder = Path(record.source or "")
-        if folder.is_dir() and Checkpoint(record.name, folder).fresh_fingerprint() == wanted:
+        if folder.is_dir() and fingerprint_of(folder, fresh=True) == wanted:
             return str(folder)
         if record.source and not folder.is_absolute():
             return record.source

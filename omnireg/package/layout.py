@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from omnireg.checkpoint import PACKAGE_INDEX
+
 FORMAT = "omnireg package"
 VERSION = 1
 MANIFEST = "omnireg.json"
@@ -16,7 +18,7 @@ BASE = "base"
 HOSTS = "hosts"
 SHELL = "shell.safetensors"
 FILES = "files.json"
-VECTOR = "vector.safetensors.index.json"
+VECTOR = PACKAGE_INDEX
 
 #: suffixes of a tensor's arrays in the files of the task vector
 VALUES, SUPPORT, MASK, NORMS, L1 = ".values", ".support", ".mask.", ".norms.", ".l1."

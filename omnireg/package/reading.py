@@ -1,7 +1,7 @@
 """Read a package: its vector and masks, decoupled tensors, and whole hosts."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnireg.alignment import LanguageModel, find_language_model
-from omnireg.checkpoint import combine_digests, open_checkpoint
-from omnireg.digests import file_sha256
+from omnireg.checkpoint import Checkpoint, combine_digests, open_checkpoint
+from omnireg.digests import file_sha256, fresh_sha256
 from omnireg.errors import CheckpointError, did_you_mean
 from omnireg.hookspecs import HostLayout
 from omnireg.package import layout
@@ -190,8 +190,15 @@ class Package:
     @property
     def fingerprint(self) -> str:
         """Identity of the package, as of a checkpoint; names are relative to the folder."""
-        names = ((file.relative_to(self.folder).as_posix(), file) for file in self.weight_files)
-        return combine_digests((name, file_sha256(file)) for name, file in names)
+        return combine_digests(self._digests(file_sha256))
+
+    def fresh_fingerprint(self) -> str:
+        """Return the fingerprint of the bytes as they are now, whatever is remembered."""
+        return combine_digests(self._digests(fresh_sha256))
+
+    def _digests(self, sha256: Callable[[Path], str]) -> Iterator[tuple[str, str]]:
+        for file in self.weight_files:
+            yield file.relative_to(self.folder).as_posix(), sha256(file)
 
     # tensors
 
@@ -289,3 +296,12 @@ def _at(array: NDArray[Any]) -> int:
 def is_package(folder: Path) -> bool:
     """Whether a folder is a package."""
     return (folder / layout.VECTOR).is_file()
+
+
+def fingerprint_of(folder: Path, *, fresh: bool = False) -> str:
+    """Return the fingerprint of a checkpoint or a package; ``fresh`` reads every byte again."""
+    if is_package(folder):
+        package = Package(folder)
+        return package.fresh_fingerprint() if fresh else package.fingerprint
+    checkpoint = Checkpoint(str(folder), folder)
+    return checkpoint.fresh_fingerprint() if fresh else checkpoint.fingerprint
