@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,56 +21,24 @@ from numpy.typing import NDArray
 
 from omnireg.checkpoint import INDEX
 from omnireg.digests import fresh_sha256
+from omnireg.engine.coder import STORAGE, Coded, Coder
 from omnireg.engine.journal import Journal
+from omnireg.engine.shells import Shell
 from omnireg.engine.tensors import Job, Settings, check_finite
 from omnireg.engine.writer import write_file
 from omnireg.hookspecs import Scope
 from omnireg.outputs import copy_files
 from omnireg.package import layout
-from omnireg.package.layout import L1, MASK, NORMS, SUPPORT, VALUES, HostFile, Part, Piece
+from omnireg.package.layout import L1, MASK, NORMS, SUPPORT, VALUES
 from omnireg.planning import Plan, Shape
-from omnireg.planning.output import Computed, Copied, Output, OutputFile
-from omnireg.planning.output import Piece as FilePiece
-from omnireg.shards import FLOATS, ByteReader, TensorHeader, group_into_shards, lay_out, read_header
-from omnireg.strategies.kernels import coding
-from omnireg.strategies.kernels.choose import KINDS
-from omnireg.strategies.kernels.formats import BLOCK
+from omnireg.planning.output import Output, OutputFile
+from omnireg.shards import FLOATS, ByteReader, group_into_shards, read_header
 from omnireg.strategies.mmer import POWER, Rescale
 from omnireg.strategies.task_vectors import span_sums, working
 from omnireg.tensors import as_bytes, as_tensor
 
 Data = bytes | memoryview
 Tick = Callable[[int, int], None]
-_STORAGE: Mapping[str, Any] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32}
-
-
-@dataclass
-class Coded:
-    """One tensor of the task vector with its masks, coded.
-
-    ``distances`` are Σ|τᵢ| and Σ|τᵢ − mᵢ∘τ★| per model; ``norms`` the sums of |τᵢ|ᵖ and |mᵢ∘τ★|ᵖ
-    over spans, where a scale is made of them.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    values: NDArray[Any]
-    support: NDArray[np.uint8]
-    masks: dict[str, NDArray[np.uint8]]
-    distances: dict[str, NDArray[np.float64]]
-    norms: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-
-    @property
-    def arrays(self) -> dict[str, tuple[str, NDArray[Any]]]:
-        """Its arrays by name, each with its safetensors dtype."""
-        return {
-            self.name + VALUES: (self.dtype, self.values),
-            self.name + SUPPORT: ("U8", self.support),
-            **{self.name + MASK + model: ("U8", bits) for model, bits in self.masks.items()},
-            **{self.name + L1 + model: ("F64", sums) for model, sums in self.distances.items()},
-            **{self.name + NORMS + model: ("F64", sums) for model, sums in self.norms.items()},
-        }
 
 
 class Packager:
@@ -115,7 +83,7 @@ class Packager:
         place = self._folder / layout.HOSTS / self.names[ref]
         place.mkdir(parents=True, exist_ok=True)
         files = Output(replace(self._plan, shape=Shape.HOST, host=model, senses={})).files
-        shell = _Shell(files)
+        shell = Shell(files)
         name = f"{layout.HOSTS}/{self.names[ref]}/{layout.SHELL}"
         if name not in self._journal.finished:
             made = OutputFile(name, shell.header, shell.pieces)
@@ -126,7 +94,7 @@ class Packager:
         index = model.checkpoint.folder / INDEX
         copy_files([*model.checkpoint.side_files, *([index] if index.exists() else [])], place)
 
-    def _own(self, shell: "_Shell", ref: str) -> Iterator[Data]:
+    def _own(self, shell: "Shell", ref: str) -> Iterator[Data]:
         for header, runs in shell.tensors:
             data = self._settings.read(header)
             if not self._settings.allow_nonfinite and header.dtype in FLOATS:
@@ -198,7 +166,9 @@ class Packager:
         job.survey()
         assert job.fused
         present = [s.ref for s in job.merged.sources if s.ref != self._settings.base]
-        code = _Coder(job, [self.names[ref] for ref in present], list(self.names.values()))
+        code = Coder(
+            job.merged, job.numel, [self.names[ref] for ref in present], list(self.names.values())
+        )
         for chunk in range(job.chunks):
             with job.chunk(chunk) as view:
                 vector, *masks = job.fused.emit(view, job.found, job.number + chunk)
@@ -210,8 +180,8 @@ class Packager:
         """Run the method's own code over one tensor."""
         merged, found, power = job.side_outputs()
         present = [self.names[ref] for ref in found]
-        code = _Coder(job, present, list(self.names.values()))
-        bits = np.frombuffer(as_bytes(merged.reshape(-1)), _STORAGE[job.merged.dtype])
+        code = Coder(job.merged, job.numel, present, list(self.names.values()))
+        bits = np.frombuffer(as_bytes(merged.reshape(-1)), STORAGE[job.merged.dtype])
         masks = [
             np.packbits(part.mask.reshape(-1).numpy(), bitorder="little") for part in found.values()
         ]
@@ -316,97 +286,6 @@ def _pieces(file: Path) -> Iterator[bytes]:
     with file.open("rb") as stream:
         while data := stream.read(1 << 23):
             yield data
-
-
-class _Shell:
-    """What of a host's files is its own, and the files with parts that point there."""
-
-    def __init__(self, files: Iterable[OutputFile]) -> None:
-        self.files: list[HostFile] = []
-        self._runs: dict[str, tuple[TensorHeader, list[tuple[int, int]]]] = {}
-        for file in files:
-            pieces = tuple(
-                Piece(p.name, p.dtype, p.nbytes, tuple(self._part(part) for part in p.parts))
-                for p in file.pieces
-            )
-            self.files.append(HostFile(file.name, file.header, pieces))
-        signatures = {n: (h.dtype, self._shape(h, runs)) for n, (h, runs) in self._runs.items()}
-        self._layout = lay_out(Path(layout.SHELL), signatures)
-        self.header = self._layout.header
-
-    def _part(self, part: Copied | Computed) -> Part:
-        if isinstance(part, Computed):
-            return Part(False, part.name, part.start, part.stop)
-        header, runs = self._runs.setdefault(part.header.name, (part.header, []))
-        done = sum(stop - start for start, stop in runs)
-        runs.append((part.start, part.stop))
-        return Part(True, header.name, done, done + part.stop - part.start)
-
-    @staticmethod
-    def _shape(header: TensorHeader, runs: list[tuple[int, int]]) -> tuple[int, ...]:
-        kept = sum(stop - start for start, stop in runs)
-        if kept == header.nbytes:
-            return header.shape
-        row = header.nbytes // header.shape[0]
-        return (kept // row, *header.shape[1:])
-
-    @property
-    def tensors(self) -> Iterator[tuple[TensorHeader, list[tuple[int, int]]]]:
-        """The tensors in the order of the file, with the runs of bytes that are kept of each."""
-        for name in self._layout.tensors:
-            yield self._runs[name]
-
-    @property
-    def pieces(self) -> tuple[FilePiece, ...]:
-        """The tensors as pieces of a file."""
-        return tuple(
-            FilePiece(n, t.dtype, t.start, t.nbytes, ()) for n, t in self._layout.tensors.items()
-        )
-
-
-class _Coder:
-    """Codes a tensor chunk by chunk."""
-
-    def __init__(self, job: Job, present: list[str], models: list[str]) -> None:
-        self._job, self._present, self._done, self._rank = job, present, 0, 0
-        self._kind = KINDS[job.merged.dtype]
-        size = layout.padded(job.numel)
-        self._values = np.empty(job.numel, _STORAGE[job.merged.dtype])
-        self._support = np.zeros(size, np.uint8)
-        self._masks = {model: np.zeros(size, np.uint8) for model in models}
-        self.lanes = {model: np.zeros((2, BLOCK)) for model in models}
-
-    def append(self, vector: NDArray[Any], masks: list[NDArray[np.uint8]], count: int) -> None:
-        """Take in the next chunk; all but the last are of whole bytes of bits."""
-        self._rank = coding.compact(
-            self._kind, vector.ctypes.data,
-            np.array([mask.ctypes.data for mask in masks], np.int64), count,
-            self._support.ctypes.data + self._done // 8, self._values.ctypes.data,
-            np.array([self._masks[model].ctypes.data for model in self._present], np.int64),
-            self._rank,
-        )  # fmt: skip
-        self._done += count
-
-    def measure(
-        self, zero: int, models: NDArray[np.int64], vector: NDArray[Any],
-        masks: list[NDArray[np.uint8]],
-    ) -> None:  # fmt: skip
-        """Take in how far the models of the chunk are from what their masks keep of them."""
-        for name, model, mask in zip(self._present, models, masks, strict=True):
-            coding.add_distance(
-                self._kind, zero, model, vector.ctypes.data, mask.ctypes.data, vector.size,
-                self.lanes[name],
-            )  # fmt: skip
-
-    def finished(self) -> Coded:
-        """Return the arrays, cut to what is used of them."""
-        merged, size = self._job.merged, layout.padded(self._rank)
-        masks = {model: bits[:size].copy() for model, bits in self._masks.items()}
-        values = self._values[: self._rank].copy()
-        distances = {model: lanes.sum(axis=1) for model, lanes in self.lanes.items()}
-        return Coded(
-            merged.name, merged.dtype, merged.shape, values, self._support, masks, distances
-        )
 
 
 def _ready(coded: Coded) -> Future[Coded]:
