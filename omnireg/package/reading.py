@@ -206,8 +206,9 @@ class Package:
         """Return τ★ of one tensor as stored, zeros included, as bytes."""
         coded = self.vector[name]
         out = np.empty(coded.numel, _STORAGE[coded.dtype])
+        size = DTYPE_SIZES[coded.dtype]
         # held by name: an address keeps nothing alive
-        support, values = self._bytes(coded.support), self._bytes(coded.values)
+        support, values = self._bytes(coded.support), self._bytes(coded.values, size)
         coding.expand(KINDS[coded.dtype], _at(support), _at(values), 0, coded.numel, _at(out), 0)
         return out.view(np.uint8)
 
@@ -222,9 +223,10 @@ class Package:
         """Return θ₀ + s·(m∘τ★) of one tensor, as bytes; θ₀ + τ★ without a model."""
         coded = self.vector[name]
         out = np.empty(coded.numel, _STORAGE[coded.dtype])
-        zero = self._bytes(self.base.header(name))
-        support, values = self._bytes(coded.support), self._bytes(coded.values)
-        mask = self._bytes(coded.masks[model.name]) if model else None
+        size = DTYPE_SIZES[coded.dtype]
+        zero = self._bytes(self.base.header(name), size)
+        support, values = self._bytes(coded.support), self._bytes(coded.values, size)
+        mask = self._bytes(coded.masks[model.name], 1) if model else None
         coding.decouple(
             KINDS[coded.dtype], _at(zero), _at(support), _at(values),
             0 if mask is None else _at(mask), 0, coded.numel,
@@ -232,12 +234,13 @@ class Package:
         )  # fmt: skip
         return out.view(np.uint8)
 
-    def _bytes(self, header: TensorHeader) -> Bytes:
+    def _bytes(self, header: TensorHeader, word: int = 8) -> Bytes:
+        """Return a tensor's bytes at an address that words of so many bytes can be read from."""
         data = np.frombuffer(self._read(header), np.uint8)
-        # kernels read whole elements, and an empty array has no address
         if not data.size:
+            # an empty array has no address
             return np.zeros(8, np.uint8)
-        return data.copy() if data.ctypes.data % 4 else data
+        return data.copy() if data.ctypes.data % word else data
 
     # hosts
 
