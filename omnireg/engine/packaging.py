@@ -7,9 +7,8 @@ which is written last.
 
 import json
 import math
-import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,22 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from omnireg.checkpoint import INDEX
-from omnireg.digests import fresh_sha256
 from omnireg.engine.coder import STORAGE, Coded, Coder
 from omnireg.engine.journal import Journal
 from omnireg.engine.shells import Shell
 from omnireg.engine.tensors import Job, Settings, check_finite
+from omnireg.engine.vector import VectorWriter, scale_of
 from omnireg.engine.writer import write_file
 from omnireg.hookspecs import Scope
 from omnireg.outputs import copy_files
 from omnireg.package import layout
-from omnireg.package.layout import L1, MASK, NORMS, SUPPORT, VALUES
+from omnireg.package.layout import NORMS
 from omnireg.planning import Plan, Shape
 from omnireg.planning.output import Output, OutputFile
-from omnireg.shards import FLOATS, ByteReader, group_into_shards, read_header
+from omnireg.shards import FLOATS
 from omnireg.strategies.mmer import POWER, Rescale
 from omnireg.strategies.task_vectors import span_sums, working
 from omnireg.tensors import as_bytes, as_tensor
@@ -53,12 +51,13 @@ class Packager:
         self.names: dict[str, str] = {}
         for sense, ref in plan.senses.items():
             self.names.setdefault(ref, sense)
+        self._vector = VectorWriter(self._folder, list(self.names.values()))
 
     def write(self, jobs: Mapping[str, Job], max_bytes: int, tick: Tick) -> None:
         """Write everything but the manifest."""
         self._write_base()
         for ref in self.names:
-            self._write_host(ref)
+            self.write_host(ref)
         self._write_vector(jobs, max_bytes, tick)
 
     # base and hosts
@@ -77,7 +76,7 @@ class Packager:
         index = base.folder / INDEX
         copy_files([*base.text_files, *([index] if index.exists() else [])], place)
 
-    def _write_host(self, ref: str) -> None:
+    def write_host(self, ref: str) -> None:
         """Keep what is a host's own, and how its files are put together."""
         model = next(item.model for item in self._plan.inputs if item.ref == ref)
         place = self._folder / layout.HOSTS / self.names[ref]
@@ -105,46 +104,17 @@ class Packager:
     # the task vector and its masks
 
     def _write_vector(self, jobs: Mapping[str, Job], max_bytes: int, tick: Tick) -> None:
-        tensors = self._plan.tensors
-        groups = group_into_shards(tensors, max_bytes)
-        names = [f"vector-{i:05d}-of-{len(groups):05d}.safetensors"
-                 for i in range(1, len(groups) + 1)]  # fmt: skip
-        total = sum(job.numel for job in jobs.values())
-        done = 0
-        for name, group in zip(names, groups, strict=True):
-            if name not in self._journal.finished:
-                with ThreadPoolExecutor(self._threads, thread_name_prefix="omnireg-code") as pool:
-                    coded = self._ordered(pool, [jobs[tensor] for tensor in sorted(group)])
-                    self._write_file(name, group, _counted(coded, done, total, tick))
-                self._finish(name)
-            done += sum(jobs[tensor].numel for tensor in group)
-        index = {
-            "files": names,
-            "tensors": {n: [dtype, list(shape)] for n, (dtype, shape) in sorted(tensors.items())},
-        }
-        text = json.dumps(index, indent=1) + "\n"
-        (self._folder / layout.VECTOR).write_text(text, encoding="utf-8")
+        total, done = sum(job.numel for job in jobs.values()), 0
 
-    def _write_file(self, name: str, group: Iterable[str], coded: Iterable[Coded]) -> None:
-        room = len(_header(self._longest(group), 0))
-        entries: dict[str, Any] = {}
-        with (self._folder / name).open("wb") as stream:
-            stream.seek(room)
-            offset = 0
-            for tensor in coded:
-                for array, (dtype, data) in tensor.arrays.items():
-                    stream.write(data.data.cast("B") if data.size else b"")
-                    entries[array] = (dtype, data.shape, offset, offset + data.nbytes)
-                    offset += data.nbytes
-            stream.seek(0)
-            stream.write(_header(entries, room))
+        def coded(names: Sequence[str]) -> Iterator[Coded]:
+            nonlocal done
+            with ThreadPoolExecutor(self._threads, thread_name_prefix="omnireg-code") as pool:
+                for tensor in self._ordered(pool, [jobs[name] for name in names]):
+                    yield tensor
+                    done += math.prod(tensor.shape)
+                    tick(done, total)
 
-    def _longest(self, group: Iterable[str]) -> dict[str, Any]:
-        """Return entries whose numbers are as long as those of the file can get."""
-        far = 10**18
-        suffixes = [VALUES, SUPPORT, *(MASK + n for n in self.names.values())]
-        suffixes += [end + n for n in self.names.values() for end in (L1, NORMS)]
-        return {name + end: ("BF16", (far, far), far, far) for name in group for end in suffixes}
+        self._vector.write(self._plan.tensors, max_bytes, coded, self._journal)
 
     def _ordered(self, pool: ThreadPoolExecutor, jobs: Iterable[Job]) -> Iterator[Coded]:
         """Yield coded tensors in order, while the pool works on the next few."""
@@ -206,7 +176,7 @@ class Packager:
         """Return what ``omnireg.json`` says of the package itself."""
         plan = self._plan
         base = plan.reference.checkpoint
-        scales, recovered = self._scales(), self._recovered()
+        scales, recovered = self._scales(), self._vector.recovered()
         models = {
             name: {
                 "ref": ref,
@@ -236,41 +206,13 @@ class Packager:
         if shared["rescale"] is Rescale.NONE:
             return {}
         power = POWER[shared["rescale"]]
-        sums = self._sums(NORMS)
+        sums = self._vector.sums(NORMS)
         if shared["rescale_scope"] is Scope.TENSOR:
             return {
-                model: {tensor: _factor([both], power) for tensor, both in parts.items()}
+                model: {tensor: scale_of([both], power) for tensor, both in parts.items()}
                 for model, parts in sums.items()
             }
-        return {model: _factor(list(parts.values()), power) for model, parts in sums.items()}
-
-    def _recovered(self) -> dict[str, float]:
-        """Return 1 − Σ|τᵢ − mᵢ∘τ★| / Σ|τᵢ| of every model."""
-        found = {}
-        for model, parts in self._sums(L1).items():
-            whole, left = (
-                math.fsum(float(both[side]) for both in parts.values()) for side in (0, 1)
-            )
-            found[model] = 1 - left / whole if whole else 1.0
-        return found
-
-    def _sums(self, kind: str) -> dict[str, dict[str, NDArray[np.float64]]]:
-        """Return sums that lie in the files, by model and tensor."""
-        sums: dict[str, dict[str, Any]] = {name: {} for name in self.names.values()}
-        read = ByteReader()
-        for file in sorted(self._folder.glob("vector-*.safetensors")):
-            for header in read_header(file).values():
-                tensor, found, model = header.name.rpartition(kind)
-                if found:
-                    data = np.frombuffer(read(header), np.uint8).copy().view(np.float64)
-                    sums[model][tensor] = data.reshape(header.shape)
-        return sums
-
-    def _finish(self, name: str) -> None:
-        """Flush a file to the disk and enter it."""
-        with (self._folder / name).open("rb") as stream:
-            os.fsync(stream.fileno())
-        self._journal.enter(name, fresh_sha256(self._folder / name))
+        return {model: scale_of(list(parts.values()), power) for model, parts in sums.items()}
 
 
 @dataclass(frozen=True)
@@ -292,26 +234,3 @@ def _ready(coded: Coded) -> Future[Coded]:
     done: Future[Coded] = Future()
     done.set_result(coded)
     return done
-
-
-def _counted(coded: Iterable[Coded], done: int, total: int, tick: Tick) -> Iterator[Coded]:
-    for tensor in coded:
-        yield tensor
-        done += math.prod(tensor.shape)
-        tick(done, total)
-
-
-def _factor(sums: list[Any], power: int) -> float:
-    whole, kept = (math.fsum(float(x) for both in sums for x in both[side]) for side in (0, 1))
-    return float((whole / kept) ** (1 / power)) if kept else 1.0
-
-
-def _header(entries: Mapping[str, Any], room: int) -> bytes:
-    """Return a safetensors header of ``room`` bytes, or as long as it must be."""
-    named = {
-        name: {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
-        for name, (dtype, shape, start, stop) in sorted(entries.items())
-    }
-    text = json.dumps({"__metadata__": {"format": "pt"}, **named}, separators=(",", ":")).encode()
-    text += b" " * max(room - 8 - len(text), -len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
