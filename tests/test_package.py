@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import omnireg
-from omnireg.decoupled import extract, inspect
+from omnireg.decoupled import add, extract, inspect
 from omnireg.demo import story
+from omnireg.demo.evaluate import score
+from omnireg.demo.tasks import items
 from omnireg.errors import CheckpointError, ConfigError
 from omnireg.package import Package, is_package
 from omnireg.registry import Kind, Registry, Role
@@ -269,7 +271,7 @@ def test_a_recipe_that_makes_no_package_is_told(
 
 def test_every_model_stands_for_something(here: Path) -> None:
     """The recipe names what the classes do not say; a model that is left over is refused."""
-    swapped = "output: package, modalities: {image: video, audio: audio, stills: image}"
+    swapped = "output: package, modalities: {image: video, video: video, stills: image}"
     omnireg.merge(recipe(block=swapped), here / "pkg", record=False)
     package = Package(here / "pkg")
     assert package.model_of("stills").ref == "image"
@@ -370,3 +372,76 @@ def test_nan_in_what_a_host_carries_is_refused(here: Path) -> None:
     with pytest.raises(CheckpointError, match="holds NaN or Inf"):
         omnireg.merge(recipe().replace("model: image", "model: bad"), here / "pkg", record=False)
     assert not list(here.glob("pkg*"))
+
+
+# one more model
+
+
+def _two(here: Path) -> Package:
+    """Return a package of the image and the audio host."""
+    text = recipe("density: 0.5").replace("  - model: video\n", "")
+    omnireg.merge(text, here / "two")
+    return Package(here / "two")
+
+
+def test_one_more_model_costs_the_others_nothing(here: Path, run: Run) -> None:
+    """By real generation on the test split: nobody forgets, and the new one is there."""
+    two = _two(here)
+    assert run("mmer", "add", "two", "video", "--modality", "video", "three").code == 0
+    three = Package(here / "three")
+    assert list(three.modalities) == ["image", "audio", "video"]
+    for sense in SENSES:
+        extract(three, sense, here / f"after-{sense}")
+        asked = items(cast(Any, sense), "test")[::3]
+        after = score(here / f"after-{sense}", asked).accuracy
+        if sense == "video":
+            before, least = score(here / "video", asked).accuracy, 0.97
+        else:
+            extract(two, sense, here / f"before-{sense}")
+            before, least = score(here / f"before-{sense}", asked).accuracy, 0.98
+        assert after >= least * before, sense
+    said = three.models
+    assert said["image"].stands_in == two.fingerprint
+    assert said["image"].fingerprint == two.models["image"].fingerprint
+    assert said["video"].stands_in is None
+    with Registry() as book:
+        parents = [(p.name, p.role) for p in book.find("three").parents]
+        assert parents == [("two", Role.PACKAGE), ("video", Role.MODEL)]
+    assert not list(here.glob(".*three*"))
+
+
+def test_an_addition_is_a_merge_with_what_is_kept(here: Path) -> None:
+    """The task vector and masks of a merge in which extractions stand for the originals."""
+    two = _two(here)
+    add(two, "video", "video", here / "three", parameters={"density": 0.3})
+    for sense in ("image", "audio"):
+        extract(two, sense, here / f"kept-{sense}")
+    models = "".join(
+        f"  - {{model: kept-{sense}, parameters: {{density: 1.0}}}}\n"
+        for sense in ("image", "audio")
+    )
+    text = (
+        f"merge_method: mmer\nbase_model: base\nmodels:\n{models}"
+        "  - {model: video, parameters: {density: 0.3}}\n"
+        "omnireg: {output: package, modalities: {image: kept-image, video: video}}\n"
+    )
+    omnireg.merge(text, here / "direct", record=False)
+    for file in Package(here / "direct").vector_files:
+        assert (here / "three" / file).read_bytes() == (here / "direct" / file).read_bytes()
+
+
+def test_what_cannot_be_added_is_told(here: Path, run: Run) -> None:
+    """A modality that is taken, a model of another base, a name that is taken; nothing is left."""
+    _two(here)
+    for arguments, said in (
+        (("video", "--modality", "audio"), "has a modality 'audio' already"),
+        (("none", "--modality", "video"), "none"),
+        (("video", "--modality", "video", "--density", 3), "density"),
+        (("video", "--modality", "video", "--name", "two"), "the name 'two' is taken"),
+    ):
+        refused = run("mmer", "add", "two", *arguments, "x")
+        assert refused.code == 1
+        assert said in refused.err
+        assert refused.err.count("\n") == 1
+    assert not list(here.glob("*x*/")) or not (here / "x").exists()
+    assert not list(here.glob(".x*"))

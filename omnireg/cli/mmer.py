@@ -14,6 +14,7 @@ from omnireg.cli.output import (
     progress_bar,
 )
 from omnireg.errors import to_type
+from omnireg.outputs import check_free
 
 
 @click.group("mmer")
@@ -23,6 +24,13 @@ def mmer_command() -> None:
 
     A package is made by ``omnireg merge`` with ``merge_method: mmer`` and ``output: package``.
     """
+
+
+def _check_name_free(settings: Settings, name: str, out: Path) -> None:
+    """Find out before the work that the result could not be recorded."""
+    check_free(out)
+    with settings.open_registry() as book:
+        book.check_name_free(name, kind=None)
 
 
 @mmer_command.command("inspect")
@@ -73,10 +81,11 @@ def extract_command(
     from omnireg.engine.recording import record_extraction
     from omnireg.package import Package
 
-    opened = Package(package)
+    opened, chosen = Package(package), name or out.name
+    if not no_record:
+        _check_name_free(settings, chosen, out)
     with progress_bar(settings.quiet) as progress:
         fingerprint = extract(opened, modality, out, progress)
-    chosen = name or out.name
     if not no_record:
         with settings.open_registry() as book:
             record_extraction(book, opened, modality, out, chosen)
@@ -86,3 +95,51 @@ def extract_command(
     click.echo(f"{out}: {fingerprint[:12]}, {modality} of {package}")
     if not no_record:
         hint(f"next: {to_type('lineage', chosen)}")
+
+
+@mmer_command.command("add")
+@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("model")
+@click.option("--modality", required=True, help="What the new model stands for.")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--density", type=float, help="Of the new model [default: the package's].")
+@click.option("--mask-lambda", type=float, help="Of the new model [default: the package's].")
+@click.option("--name", help="Name in the registry [default: OUT's].")
+@click.option("--no-record", is_flag=True, help="Leave the registry alone.")
+@common_options
+@click.pass_obj
+def add_command(
+    settings: Settings,
+    package: Path,
+    model: str,
+    modality: str,
+    out: Path,
+    density: float | None,
+    mask_lambda: float | None,
+    name: str | None,
+    no_record: bool,
+) -> None:
+    """Write PACKAGE with MODEL as one more into OUT.
+
+    The originals of the models in it are not needed: what the package keeps of them stands in.
+    """
+    from omnireg.decoupled import add
+    from omnireg.engine.recording import record_addition
+    from omnireg.package import Package
+
+    opened, chosen = Package(package), name or out.name
+    if not no_record:
+        _check_name_free(settings, chosen, out)
+    given = {"density": density, "mask_lambda": mask_lambda}
+    own = {key: value for key, value in given.items() if value is not None}
+    with progress_bar(settings.quiet) as progress:
+        fingerprint = add(opened, model, modality, out, parameters=own, progress=progress)
+    if not no_record:
+        with settings.open_registry() as book:
+            record_addition(book, opened, out, chosen, model)
+    if settings.as_json:
+        print_json({"name": chosen, "fingerprint": fingerprint, "out": str(out)})
+        return
+    click.echo(f"{out}: {fingerprint[:12]}, {package} and {modality}")
+    if not no_record:
+        hint(f"next: {to_type('mmer', 'inspect', out)}")

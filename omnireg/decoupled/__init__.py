@@ -1,6 +1,7 @@
-"""Use a package: what it weighs, and one host out of it."""
+"""Use a package: what it weighs, one host out of it, one model more in it."""
 
+from omnireg.decoupled.adding import add
 from omnireg.decoupled.extracting import extract
 from omnireg.decoupled.inspecting import Inspection, inspect
 
-__all__ = ["Inspection", "extract", "inspect"]
+__all__ = ["Inspection", "add", "extract", "inspect"]

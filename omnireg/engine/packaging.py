@@ -57,7 +57,7 @@ class Packager:
         """Write everything but the manifest."""
         self._write_base()
         for ref in self.names:
-            self.write_host(ref)
+            self._write_host(ref)
         self._write_vector(jobs, max_bytes, tick)
 
     # base and hosts
@@ -76,7 +76,7 @@ class Packager:
         index = base.folder / INDEX
         copy_files([*base.text_files, *([index] if index.exists() else [])], place)
 
-    def write_host(self, ref: str) -> None:
+    def _write_host(self, ref: str) -> None:
         """Keep what is a host's own, and how its files are put together."""
         model = next(item.model for item in self._plan.inputs if item.ref == ref)
         place = self._folder / layout.HOSTS / self.names[ref]

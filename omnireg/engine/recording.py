@@ -225,6 +225,33 @@ def record_extraction(
         ) from exc
 
 
+def record_addition(book: Registry, package: Package, out: Path, name: str, ref: str) -> Record:
+    """Record a package that one model was added to, and both parents if nobody has.
+
+    Raises:
+        RegistryError: the package is on disk but could not be recorded; says what to type.
+    """
+    try:
+        known = book.by_fingerprint(package.fingerprint) if book.exists() else []
+        parent = known[0].name if known else _record_package(book, package).name
+        model = add(book, ref)
+        made = Package(out)
+        return book.add_checkpoint(
+            name,
+            kind=Kind.PACKAGE,
+            fingerprint=made.fingerprint,
+            source=str(out.resolve()),
+            modalities=sorted(made.modalities),
+            parents=[Parent(parent, Role.PACKAGE), Parent(model.name, Role.MODEL)],
+            strategy="mmer",
+        )
+    except RegistryError as exc:
+        adding = to_type("add", out, "--name", name)
+        raise RegistryError(
+            f"{out} is complete but could not be recorded: {exc}; then type: {adding}"
+        ) from exc
+
+
 def _record_package(book: Registry, package: Package, name: str | None = None) -> Record:
     """Record a package, with those parents that are recorded themselves."""
     known = {

@@ -36,7 +36,7 @@ class VectorWriter:
         tensors: Signatures,
         max_bytes: int,
         coded: Callable[[Sequence[str]], Iterator[Coded]],
-        journal: Journal | None = None,
+        journal: Journal,
     ) -> None:
         """Write every file that the journal does not have yet, and the index.
 
@@ -47,10 +47,9 @@ class VectorWriter:
         count = len(groups)
         names = [f"vector-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
         for name, group in zip(names, groups, strict=True):
-            if journal is None or name not in journal.finished:
+            if name not in journal.finished:
                 self._write_file(name, group, coded(sorted(group)))
-                if journal:
-                    journal.enter(name, fresh_sha256(self._folder / name))
+                journal.enter(name, fresh_sha256(self._folder / name))
         signatures = {n: [dtype, list(shape)] for n, (dtype, shape) in sorted(tensors.items())}
         text = json.dumps({"files": names, "tensors": signatures}, indent=1) + "\n"
         (self._folder / layout.VECTOR).write_text(text, encoding="utf-8")

@@ -39,6 +39,8 @@ class Model:
         architecture: its class.
         l1_recovered: 1 − ‖τᵢ − mᵢ∘τ★‖₁ / ‖τᵢ‖₁, before any scale.
         scale: the factor of the masked vector, one for all tensors or by tensor.
+        stands_in: fingerprint of the package whose decoupled model stood in for the original when
+            another was added; None if the original was merged.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Model:
     architecture: str
     l1_recovered: float
     scale: float | Mapping[str, float] = 1.0
+    stands_in: str | None = None
 
     def factor(self, tensor: str) -> float:
         """Return the factor of one tensor."""
@@ -105,6 +108,11 @@ class Package:
     def modalities(self) -> dict[str, Model]:
         """The model of every modality."""
         return {sense: self.models[name] for sense, name in self._said["modalities"].items()}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The shared parameters that it was merged with."""
+        return dict(self._said["parameters"])
 
     def model_of(self, modality: str) -> Model:
         """Return the model of a modality.
@@ -250,9 +258,11 @@ class Package:
 
     def host_files(self, model: Model) -> list[HostFile]:
         """Return the files of a host."""
-        place = self.host_folder(model) / layout.FILES
-        data = json.loads(place.read_text(encoding="utf-8"))
-        return list(layout.from_json(data))
+        name = f"{layout.HOSTS}/{model.name}/{layout.FILES}"
+        try:
+            return list(layout.from_json(self._parsed(name)))
+        except (TypeError, KeyError, ValueError) as exc:
+            raise CheckpointError(f"{self.folder / name} is damaged: {exc!r}") from exc
 
     def content(self, file: HostFile, model: Model) -> Iterator[bytes | memoryview]:
         """Yield the bytes of a host's file after its header."""
@@ -277,15 +287,18 @@ class Package:
         return as_bytes(as_tensor(piece, header).to(TORCH_DTYPES()[dtype]))
 
     def _json(self, name: str) -> dict[str, Any]:
+        data = self._parsed(name)
+        if not isinstance(data, dict):
+            raise CheckpointError(f"{self.folder / name} is damaged: expected a JSON object")
+        return data
+
+    def _parsed(self, name: str) -> Any:
         try:
-            data = json.loads((self.folder / name).read_text(encoding="utf-8"))
+            return json.loads((self.folder / name).read_text(encoding="utf-8"))
         except FileNotFoundError as exc:
             raise CheckpointError(f"{self.folder} is not a package: it has no {name}") from exc
         except (OSError, ValueError) as exc:
             raise CheckpointError(f"cannot read {self.folder / name}: {exc}") from exc
-        if not isinstance(data, dict):
-            raise CheckpointError(f"{self.folder / name} is damaged: expected a JSON object")
-        return data
 
 
 def _bits(data: Bytes, count: int) -> NDArray[np.bool_]:

@@ -31,7 +31,8 @@ def check_package(recipe: Recipe, strategy: Strategy, reference: LanguageModel) 
 def senses_of(recipe: Recipe, models: Sequence[LanguageModel]) -> dict[str, str]:
     """Return the model of every modality, in the order of the recipe.
 
-    What the recipe does not name goes to the first model whose class takes it in.
+    A model that the recipe names stands for what it says there and nothing else. Of the others each
+    stands for what its class takes in, as far as no earlier one does.
 
     Raises:
         ConfigError: a modality is given to something that is no model of the recipe, or a model
@@ -42,10 +43,11 @@ def senses_of(recipe: Recipe, models: Sequence[LanguageModel]) -> dict[str, str]
         sense: _listed(ref, refs, f"omnireg.modalities.{sense}")
         for sense, ref in recipe.omnireg.modalities.items()
     }
+    named = set(found.values())
     for model in models:
-        ref = model.checkpoint.ref
-        for sense in sorted(model.layout.senses):
-            found.setdefault(sense, ref)
+        if model.checkpoint.ref not in named:
+            for sense in sorted(model.layout.senses):
+                found.setdefault(sense, model.checkpoint.ref)
     idle = [ref for ref in refs if ref not in found.values()]
     if idle:
         raise ConfigError(

@@ -1,0 +1,119 @@
+"""One more model in a package, without the originals of those that are in it.
+
+A merge of all originals elects signs and averages anew, and that needs what trimming and election
+threw away. In their place stand the decoupled models θ₀ + sᵢ·(mᵢ∘τ★), which are what a package
+keeps of its originals, untrimmed, since they are sparse already.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omnireg.decoupled.extracting import extract
+from omnireg.engine.merging import Progress, merge
+from omnireg.errors import ConfigError
+from omnireg.host import PluginHost
+from omnireg.outputs import appearing, scratch_folder
+from omnireg.package import Package, layout
+from omnireg.recipe import Recipe
+
+
+def add(
+    package: Package,
+    ref: str,
+    modality: str,
+    out: Path,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    host: PluginHost | None = None,
+    progress: Progress = lambda stage, done, total, detail: None,
+) -> str:
+    """Write a package that holds one more model into the new folder ``out``.
+
+    Args:
+        package: the package to extend; it is not changed.
+        ref: the new model, made of the package's base.
+        modality: what it stands for; no modality of the package.
+        out: folder to create.
+        parameters: ``density`` and ``mask_lambda`` of the new model; the package's when absent.
+        host: plugins to use; all installed ones when None.
+        progress: called with (stage, done, total, detail).
+
+    Returns:
+        The fingerprint of the new package.
+
+    Raises:
+        ConfigError: the modality is taken, or a parameter is wrong.
+        PlanError: the model does not extend the base.
+        CheckpointError: the model or the package is missing or damaged.
+    """
+    if modality in package.modalities or modality in package.models:
+        raise ConfigError(
+            f"{package.folder} has a modality {modality!r} already; choose another name for it"
+        )
+    with appearing(out) as folder:
+        scratch = scratch_folder(folder)
+        try:
+            places = {name: scratch / name for name in package.models}
+            for name, place in places.items():
+                extract(package, name, place, progress)
+            recipe = _recipe(package, places, ref, modality, parameters or {})
+            merge(
+                recipe, scratch / "package", record=False, engine="stream", host=host,
+                progress=progress,
+            )  # fmt: skip
+            _tell(package, places, scratch / "package" / layout.MANIFEST)
+            for file in (scratch / "package").iterdir():
+                file.rename(folder / file.name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return Package(out).fingerprint
+
+
+def _recipe(
+    package: Package, places: Mapping[str, Path], ref: str, modality: str,
+    parameters: Mapping[str, Any],
+) -> Recipe:  # fmt: skip
+    shared = {key: value for key, value in package.parameters.items() if key != "density"}
+    own = {"density": package.parameters.get("density", 0.5), **parameters}
+    senses = {sense: str(places[model.name]) for sense, model in package.modalities.items()}
+    stand_ins = [{"model": str(place), "parameters": {"density": 1.0}} for place in places.values()]
+    return Recipe.model_validate(
+        {
+            "merge_method": "mmer",
+            "base_model": str(package.base.checkpoint.folder),
+            "models": [*stand_ins, {"model": ref, "parameters": own}],
+            "parameters": shared,
+            "omnireg": {
+                "output": "package",
+                "base": "embed" if package.base_folder else "reference",
+                "modalities": {**senses, modality: ref},
+            },
+        }
+    )
+
+
+def _tell(package: Package, places: Mapping[str, Path], file: Path) -> None:
+    """Say in the manifest what the stand-ins stand for, and where they came from."""
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    said = manifest["package"]
+    names = {str(place): name for name, place in places.items()}
+    for model in said["models"].values():
+        if model["ref"] in names:
+            original = package.models[names[model["ref"]]]
+            model |= {
+                "ref": original.ref,
+                "fingerprint": original.fingerprint,
+                "stands_in": package.fingerprint,
+            }
+    base = package.manifest["package"]["base"]
+    said["base"] |= {"ref": base["ref"], "fingerprint": base["fingerprint"]}
+    said["parameters"] = package.parameters
+    others = [parent for parent in manifest["parents"] if parent["ref"] not in names]
+    manifest["parents"] = [
+        {"ref": str(package.folder), "role": "package", "fingerprint": package.fingerprint},
+        *(p for p in others if p["role"] != "base"),
+    ]
+    file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
