@@ -32,7 +32,8 @@ def apply_command(settings: Settings, files: tuple[Path, ...], dry_run: bool) ->
         return
     _print_changes(changes)
     if dry_run and changes.total:
-        hint(f"nothing was changed; apply it: {to_type('apply', *files)}")
+        here = ("--registry", settings.registry) if settings.registry else ()
+        hint(f"nothing was changed; apply it: {to_type(*here, 'apply', *files)}")
     elif changes.total:
         hint(f"applied to {where}")
 

@@ -224,6 +224,9 @@ def test_an_export_is_a_fixed_point(declare: Declare, registry: Registry, tmp_pa
         (("kind: base,", "kind: base, fingerprint: xyz,"), "m.yaml:6: fingerprint: fingerprint"
          " 'xyz' is not 8 to 64 hexadecimal digits"),
         (("kind: base,", 'name: "a\\u0000b",'), "no valid YAML"),
+        (("omnireg: 1\n", "omnireg: 1\n? [a]\n: 1\n"), "a key is one word"),
+        (("notes: A note.", "? {a: b}\n    : A note."), "a key is one word"),
+        (("notes: A note.", "notes: " + "[" * 5000), "is nested too deeply"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_its_line(

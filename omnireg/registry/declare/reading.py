@@ -95,6 +95,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is one word, not a list or a mapping", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands here twice", key.start_mark
@@ -109,18 +113,20 @@ def _yaml(file: Path) -> Iterator[Declared]:
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise _no_version(file, f"begin it with `omnireg: {VERSION}`")
+        loader.construct_mapping(node)  # refuses keys that stand twice, or are not words
         yield from _sections(loader, node, file)
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         line = mark.line + 1 if mark else 1
         raise RegistryError(f"{file}:{line}: no valid YAML: {exc.problem}: correct it") from exc
+    except RecursionError as exc:
+        raise RegistryError(f"{file} is nested too deeply: write it flat") from exc
     finally:
         loader.dispose()
 
 
 def _sections(loader: _Loader, root: yaml.MappingNode, file: Path) -> Iterator[Declared]:
     sections = {str(key.value): (key, value) for key, value in root.value}
-    loader.construct_mapping(root)  # refuses a key that stands twice
     _check_version(loader, sections, file)
     for name, (key, value) in sections.items():
         if name not in _SECTIONS:
