@@ -119,6 +119,8 @@ def test_an_extraction_is_the_merge_with_its_mask(here: Path, parameters: str) -
         assert extract(package, sense, here / f"out-{sense}") == direct.fingerprint
         made = {p.name: p.read_bytes() for p in (here / f"out-{sense}").iterdir()}
         wanted = {p.name: p.read_bytes() for p in direct.out.iterdir()}
+        told = json.loads(made.pop("omnireg.json"))
+        assert told["parents"][0]["fingerprint"] == package.fingerprint
         wanted.pop("omnireg.json")
         assert made == wanted
 

@@ -1,13 +1,15 @@
 """An ordinary host checkpoint out of a package: θ₀ + m∘τ★ among the host's own encoders."""
 
+import json
 from pathlib import Path
 
 from omnireg.checkpoint import combine_digests
 from omnireg.digests import remember_sha256
 from omnireg.engine.merging import Progress
+from omnireg.engine.provenance import versions
 from omnireg.engine.writer import write_file
 from omnireg.outputs import appearing, copy_files
-from omnireg.package import Package, layout
+from omnireg.package import Model, Package, layout
 
 _OURS = (layout.SHELL, layout.FILES)
 
@@ -21,7 +23,7 @@ def extract(
     """Write the host of a modality into the new folder ``out`` and return its fingerprint.
 
     The files are those that a merge with ``mask_of`` and ``output: host`` would have written, byte
-    for byte.
+    for byte, but for ``omnireg.json``, which names the package.
 
     Raises:
         CheckpointError: no such modality, a damaged package, or another base than it refers to.
@@ -43,6 +45,24 @@ def extract(
         }
         place = package.host_folder(model)
         copy_files([file for file in sorted(place.iterdir()) if file.name not in _OURS], folder)
+        (folder / layout.MANIFEST).write_text(_told(package, model, modality), encoding="utf-8")
     for name, digest in digests.items():
         remember_sha256(out / name, digest)
     return combine_digests(digests.items())
+
+
+def _told(package: Package, model: Model, modality: str) -> str:
+    """Return the text of ``omnireg.json``: which package the model was taken out of."""
+    said = {
+        "format": 1,
+        "strategy": "mmer",
+        "versions": versions(),
+        "parents": [
+            {"ref": str(package.folder), "role": "package", "fingerprint": package.fingerprint}
+        ],
+        "extracted": {
+            "modality": modality,
+            "model": {"ref": model.ref, "fingerprint": model.fingerprint},
+        },
+    }
+    return json.dumps(said, indent=2, ensure_ascii=False) + "\n"
