@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from omnireg.planning import plan
     from omnireg.recipe import Recipe
     from omnireg.registry import Registry
+    from omnireg.routed import load
 
 __version__ = "0.1.0"
-__all__ = ["HostLayout", "Recipe", "Registry", "Sense", "hookimpl", "merge", "plan"]
+__all__ = ["HostLayout", "Recipe", "Registry", "Sense", "hookimpl", "load", "merge", "plan"]
 
 _LAZY = {
     "Recipe": "omnireg.recipe",
     "Registry": "omnireg.registry",
+    "load": "omnireg.routed",
     "merge": "omnireg.engine",
     "plan": "omnireg.planning",
 }

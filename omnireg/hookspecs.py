@@ -88,13 +88,11 @@ class Sense:
 
     Attributes:
         placeholder: config keys, first match wins, that hold the id of the placeholder token.
-        encode: name of the model's method that turns inputs into language-model embeddings.
-        inputs: names of the tensors that method takes, as the host's processor returns them.
+        argument: what the host's processor calls its media: ``images``, ``audio``, ``videos``.
     """
 
     placeholder: tuple[str, ...]
-    encode: str
-    inputs: tuple[str, ...]
+    argument: str
 
 
 @dataclass(frozen=True)

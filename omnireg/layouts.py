@@ -6,16 +6,9 @@ transformers 5.23 in its current and its older on-disk layouts.
 
 from omnireg.hookspecs import HostLayout, RegisterHost, Sense, hookimpl
 
-_IMAGE = Sense(("image_token_id", "image_token_index"), "get_image_features", ("pixel_values",))
-_IMAGE_GRID = Sense(("image_token_id",), "get_image_features", ("pixel_values", "image_grid_thw"))
-_VIDEO_GRID = Sense(
-    ("video_token_id",), "get_video_features", ("pixel_values_videos", "video_grid_thw")
-)
-_AUDIO = Sense(
-    ("audio_token_id", "audio_token_index"),
-    "get_audio_features",
-    ("input_features", "feature_attention_mask"),
-)
+_IMAGE = Sense(("image_token_id", "image_token_index"), "images")
+_VIDEO = Sense(("video_token_id", "video_token_index"), "videos")
+_AUDIO = Sense(("audio_token_id", "audio_token_index"), "audio")
 
 TEXT = HostLayout(
     architectures=(
@@ -36,41 +29,24 @@ HOSTS = (
     HostLayout(("LlavaForConditionalGeneration",), {"image": _IMAGE}, _TOWER),
     HostLayout(
         ("LlavaNextForConditionalGeneration",),
-        {
-            "image": Sense(
-                ("image_token_id", "image_token_index"),
-                "get_image_features",
-                ("pixel_values", "image_sizes"),
-            )
-        },
+        {"image": _IMAGE},
         (*_TOWER, "image_newline", "model.image_newline"),
     ),
     HostLayout(
         ("LlavaOnevisionForConditionalGeneration",),
-        {
-            "image": Sense(
-                ("image_token_id", "image_token_index"),
-                "get_image_features",
-                ("pixel_values", "image_sizes"),
-            ),
-            "video": Sense(
-                ("video_token_id", "video_token_index"),
-                "get_video_features",
-                ("pixel_values_videos",),
-            ),
-        },
+        {"image": _IMAGE, "video": _VIDEO},
         (*_TOWER, "image_newline", "model.image_newline"),
     ),
     HostLayout(("InternVLForConditionalGeneration",), {"image": _IMAGE}, _TOWER),
     HostLayout(
         ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
-        {"image": _IMAGE_GRID, "video": _VIDEO_GRID},
+        {"image": _IMAGE, "video": _VIDEO},
         ("visual.*", "model.visual.*"),
         text_architecture="Qwen2ForCausalLM",
     ),
     HostLayout(
         ("Qwen3VLForConditionalGeneration",),
-        {"image": _IMAGE_GRID, "video": _VIDEO_GRID},
+        {"image": _IMAGE, "video": _VIDEO},
         ("visual.*", "model.visual.*"),
         text_architecture="Qwen3ForCausalLM",
     ),
@@ -90,7 +66,7 @@ HOSTS = (
             "Qwen2_5OmniModel",  # the same class, as Hub checkpoints name it
             "Qwen2_5OmniThinkerForConditionalGeneration",
         ),
-        {"image": _IMAGE_GRID, "video": _VIDEO_GRID, "audio": _AUDIO},
+        {"image": _IMAGE, "video": _VIDEO, "audio": _AUDIO},
         (
             "visual.*",
             "audio_tower.*",
@@ -106,13 +82,7 @@ HOSTS = (
     ),
     HostLayout(
         ("Idefics3ForConditionalGeneration",),
-        {
-            "image": Sense(
-                ("image_token_id",),
-                "get_image_features",
-                ("pixel_values", "pixel_attention_mask"),
-            )
-        },
+        {"image": _IMAGE},
         ("model.vision_model.*", "model.connector.*"),
     ),
 )

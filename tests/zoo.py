@@ -483,6 +483,9 @@ def write_side_files(folder: Path, species: Species) -> None:
         torch.save({}, folder / "spk_dict.pt")
 
 
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
 def write_tokenizer(folder: Path, placeholders: tuple[str, ...] = ()) -> None:
     """Write a byte-level BPE ``tokenizer.json`` that every model of the zoo shares.
 
@@ -500,8 +503,7 @@ def write_tokenizer(folder: Path, placeholders: tuple[str, ...] = ()) -> None:
             }
             for i, token in enumerate(added)
         ],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
-        "post_processor": None, "decoder": {"type": "ByteLevel"},
+        "pre_tokenizer": _BYTES, "post_processor": None, "decoder": _BYTES,
         "model": {
             "type": "BPE", "vocab": {word: i for i, word in enumerate(words)},
             "merges": [merge.split(" ") for merge in MERGES],

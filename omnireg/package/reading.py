@@ -19,7 +19,7 @@ from omnireg.hookspecs import HostLayout
 from omnireg.package import layout
 from omnireg.package.layout import MASK, SUPPORT, VALUES, HostFile, Part
 from omnireg.shards import DTYPE_SIZES, ByteReader, TensorHeader, read_header
-from omnireg.strategies.kernels import coding
+from omnireg.strategies.kernels import coding, decoupling
 from omnireg.strategies.thresholds import Kind
 from omnireg.tensors import TORCH_DTYPES, as_bytes, as_tensor
 
@@ -73,6 +73,21 @@ class Coded:
     def numel(self) -> int:
         """Number of elements, zeros included."""
         return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What a backbone tensor is formed of, as bytes where they lie in the files.
+
+    Support and masks can be read in words of eight bytes, at any address.
+    """
+
+    dtype: str
+    numel: int
+    base: Bytes
+    support: Bytes
+    values: Bytes
+    masks: Mapping[str, Bytes]
 
 
 class Package:
@@ -227,18 +242,29 @@ class Package:
         support[support] = _bits(self._bytes(coded.masks[model.name]), coded.values.numel)
         return support
 
+    def arrays(self, name: str) -> Arrays:
+        """Return what one tensor is formed of."""
+        coded = self.vector[name]
+        size = DTYPE_SIZES[coded.dtype]
+        return Arrays(
+            coded.dtype,
+            coded.numel,
+            self._bytes(self.base.header(name), size),
+            self._bytes(coded.support, 1),
+            self._bytes(coded.values, size),
+            {model: self._bytes(mask, 1) for model, mask in coded.masks.items()},
+        )
+
     def decoupled(self, name: str, model: Model | None) -> Bytes:
         """Return θ₀ + s·(m∘τ★) of one tensor, as bytes; θ₀ + τ★ without a model."""
-        coded = self.vector[name]
-        out = np.empty(coded.numel, _STORAGE[coded.dtype])
-        size = DTYPE_SIZES[coded.dtype]
-        zero = self._bytes(self.base.header(name), size)
-        support, values = self._bytes(coded.support), self._bytes(coded.values, size)
-        mask = self._bytes(coded.masks[model.name], 1) if model else None
-        coding.decouple(
-            KINDS[coded.dtype], _at(zero), _at(support), _at(values),
-            0 if mask is None else _at(mask), 0, coded.numel,
-            np.float32(model.factor(name) if model else 1.0), _at(out), 0,
+        found = self.arrays(name)
+        out = np.empty(found.numel, _STORAGE[found.dtype])
+        masks = [_at(found.masks[model.name])] if model else []
+        weights = [model.factor(name)] if model else []
+        decoupling.form(
+            KINDS[found.dtype], _at(found.base), _at(found.support), _at(found.values),
+            np.array(masks, np.int64), np.array(weights, np.float32), 0, found.numel, 0,
+            KINDS[found.dtype], _at(out), decoupling.WIDE,
         )  # fmt: skip
         return out.view(np.uint8)
 

@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnireg.strategies.kernels.formats import (
-    BF16,
     BLOCK,
-    F16,
     F32,
     bytes_at,
     difference,
@@ -21,7 +19,6 @@ from omnireg.strategies.kernels.formats import (
     load,
     long_at,
     short_at,
-    store,
     trailing_zeros,
     word_at,
 )
@@ -100,45 +97,6 @@ def expand(
             else:
                 short_at(out, count)[at] = short_at(values, rank + 1)[rank]
             rank += 1
-    return rank
-
-
-@kernel
-def decouple(
-    kind: int, base: int, support: int, values: int, mask: int, start: int, count: int,
-    factor: np.float32, out: int, rank: int,
-) -> int:  # fmt: skip
-    """Write elements of θ₀ + s·(m∘τ★); without a mask (address 0) of θ₀ + s·τ★."""
-    width = 4 if kind == F32 else 2
-    zero, change = np.empty(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
-    bits, half = change.view(np.uint32), np.zeros(BLOCK, np.uint16)
-    for first in range(start, start + count, BLOCK):
-        stop = min(first + BLOCK, start + count)
-        size = stop - first
-        bits[:size] = 0
-        half[:size] = 0
-        for word in range(first >> 6, (stop + 63) >> 6):
-            left = _word(support, word, first, stop)
-            while left != 0:
-                at = 64 * word + trailing_zeros(left) - first
-                left &= left - np.uint64(1)
-                kept = np.uint32(1)
-                if mask != 0:
-                    marks = bytes_at(mask, (rank >> 3) + 1)
-                    kept = np.uint32((marks[rank >> 3] >> np.uint8(rank & 7)) & np.uint8(1))
-                if kind == F32:
-                    bits[at] = long_at(values, rank + 1)[rank] * kept
-                elif kind == BF16:
-                    bits[at] = (np.uint32(short_at(values, rank + 1)[rank]) * kept) << np.uint32(16)
-                else:
-                    half[at] = np.uint16(short_at(values, rank + 1)[rank] * kept)
-                rank += 1
-        load(kind, base + (first - start) * width, 0, size, zero)
-        if kind == F16:
-            load(kind, half.ctypes.data, 0, size, change)
-        for i in range(size):
-            zero[i] += factor * change[i]
-        store(kind, zero, size, out + (first - start) * width, 0)
     return rank
 
 

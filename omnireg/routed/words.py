@@ -1,0 +1,159 @@
+"""Embedding and head of the joint vocabulary."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from omnireg.alignment import EMBEDDING, HEAD
+from omnireg.package.layout import SHELL
+from omnireg.routed.layers import BLOCK, Pass, Storage, join
+from omnireg.routed.routes import Route
+from omnireg.routed.vocabulary import JointVocabulary, Run
+from omnireg.routed.weights import Weights
+from omnireg.shards import ByteReader, read_header
+from omnireg.tensors import as_tensor
+
+
+class Matrix:
+    """The rows of an embedding or a head for any route, shared ones and those of one host."""
+
+    def __init__(self, tensor: str, vocabulary: JointVocabulary, weights: Weights) -> None:
+        """Choose the embedding or the head by its name in the base."""
+        self._tensor, self._vocabulary, self._weights = tensor, vocabulary, weights
+        self._read = ByteReader()
+        self._owned: dict[tuple[str, str], Tensor] = {}
+        base = EMBEDDING if tensor == EMBEDDING else vocabulary.base_head()
+        self.height, self.width = weights.shape(base)
+        self._base = [Run(False, base, 0, self.height)]
+
+    def runs(self, model: str | None) -> Sequence[Run]:
+        """Return the rows as they lie in a host; in the base without one."""
+        if model is None:
+            return self._base
+        return self._vocabulary.runs(self._vocabulary.package.models[model], self._tensor)
+
+    def rows(self, route: Route, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Return rows ``start`` to ``stop`` of the host that a route is of, else of the base."""
+        parts, at = [], 0
+        for run in self.runs(route.model):
+            first, last = max(start, at), min(stop, at + run.stop - run.start)
+            if first < last:
+                begin = run.start + first - at
+                part = Run(run.own, run.tensor, begin, begin + last - first)
+                parts.append(self._part(route, part, out if last - first == stop - start else None))
+            at += run.stop - run.start
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _part(self, route: Route, run: Run, out: Tensor | None) -> Tensor:
+        if run.own:
+            return self.own(str(route.model), run)
+        first, last = run.start * self.width, run.stop * self.width
+        return self._weights.form(run.tensor, route, first, last, out).view(-1, self.width)
+
+    def own(self, model: str, run: Run) -> Tensor:
+        """Return rows that only one host has."""
+        key = (model, run.tensor)
+        if key not in self._owned:
+            package = self._vocabulary.package
+            header = read_header(package.host_folder(package.models[model]) / SHELL)[run.tensor]
+            found = as_tensor(self._read(header), header)
+            self._owned[key] = found.to(self._weights.dtype)
+        return self._owned[key][run.start : run.stop]
+
+    def base_row(self, route: Route, row: int) -> Tensor:
+        """Return one of the base's rows."""
+        first = row * self.width
+        return self._weights.form(self._base[0].tensor, route, first, first + self.width)
+
+
+class Embedding(nn.Module):
+    """Embeddings of joint ids. Rows are formed when they are looked up; none are kept."""
+
+    own: Tensor
+    base_row: Tensor
+    own_row: Tensor
+
+    def __init__(self, vocabulary: JointVocabulary, weights: Weights, now: Pass) -> None:
+        """Read the rows that only one host has."""
+        super().__init__()
+        matrix = Matrix(EMBEDDING, vocabulary, weights)
+        own = [
+            matrix.own(model, run)
+            for model in vocabulary.package.models
+            for run in matrix.runs(model)
+            if run.own
+        ]
+        none = torch.empty(0, matrix.width, dtype=weights.dtype)
+        self.register_buffer("own", torch.cat([none, *own]), persistent=False)
+        self.register_buffer("base_row", vocabulary.base_row, persistent=False)
+        self.register_buffer("own_row", vocabulary.own_row, persistent=False)
+        self._matrix, self._now = matrix, now
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return (batch, length, width) of ids (batch, length)."""
+        groups = self._now.groups
+        parts = [
+            self._look_up(group.route, ids.flatten() if g is None else ids.flatten()[g])
+            for group in groups
+            for g in [group.places]
+        ]
+        return join(parts, groups, ids.shape)
+
+    def _look_up(self, route: Route, ids: Tensor) -> Tensor:
+        wanted, place = torch.unique(self.base_row[ids], return_inverse=True)
+        rows = [self._matrix.base_row(route, row) for row in wanted.tolist()]
+        found = torch.stack(rows).to(ids.device)[place]
+        own = self.own_row[ids]
+        found[own >= 0] = self.own[own[own >= 0]]
+        return found
+
+
+class Head(nn.Module):
+    """Logits over the joint vocabulary.
+
+    A token can only be followed by what the host of its route knows; the rest is -inf.
+    """
+
+    def __init__(self, vocabulary: JointVocabulary, weights: Weights, now: Pass) -> None:
+        """Form nothing yet."""
+        super().__init__()
+        self._matrix = Matrix(HEAD, vocabulary, weights)
+        self._size, self._dtype, self._now = vocabulary.size, weights.dtype, now
+        self._columns = vocabulary.columns
+        self.sets = nn.ParameterDict()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, kept, size) of hidden states (batch, kept, width)."""
+        groups, flat = self._now.kept, x.flatten(0, 1)
+        parts = []
+        for group in groups:
+            taken = flat if group.places is None else flat[group.places]
+            own = self._multiply(group.route, taken)
+            columns = self._columns[group.route.model].to(x.device)
+            every = own.new_full((len(taken), self._size), -torch.inf)
+            every[:, columns] = own
+            parts.append(every)
+        return join(parts, groups, x.shape[:2])
+
+    def _multiply(self, route: Route, x: Tensor) -> Tensor:
+        height = len(self._columns[route.model])
+        if self._now.storage is Storage.MATERIALISED:
+            return nn.functional.linear(x, self.materialised(route))
+        step = max(1, BLOCK // self._matrix.width)
+        room = torch.empty(min(step, height) * self._matrix.width, dtype=self._dtype)
+        out = x.new_empty(len(x), height)
+        for first in range(0, height, step):
+            stop = min(height, first + step)
+            rows = self._matrix.rows(route, first, stop, room).to(x.device)
+            out[:, first:stop] = nn.functional.linear(x, rows)
+        return out
+
+    def materialised(self, route: Route) -> Tensor:
+        """Return the whole matrix of a route, formed when first asked for."""
+        key = str(route)
+        if key not in self.sets:
+            rows = self._matrix.rows(route, 0, len(self._columns[route.model]))
+            self.sets[key] = nn.Parameter(rows, requires_grad=False)
+        found: Tensor = self.sets[key]
+        return found
