@@ -110,8 +110,9 @@ def test_forming_is_the_formula(
         out = torch.empty(stop - start, dtype=NUMBERS[written])
         after = decoupling.form(
             kind, base.data_ptr() + start * base.element_size(), _at(support), values.data_ptr(),
-            np.array([_at(m) for m in marks], np.int64), np.array(weights, np.float32), start,
-            stop - start, rank, written, out.data_ptr(), wide,
+            np.array([_at(m) for m in marks], np.int64), np.array(weights, np.float32),
+            np.array([0, len(marks)]), start, stop - start, rank, written,
+            np.array([out.data_ptr()]), wide,
         )  # fmt: skip
         assert after == int(has[:stop].sum())
         assert torch.equal(out, wanted[start:stop])
@@ -157,9 +158,10 @@ def test_weights_of_every_route(package: Package, route: Route) -> None:
         assert (found == wanted).float().mean() > 0.999
         first, last = len(found) // 3, 2 * len(found) // 3
         assert torch.equal(weights.form(name, route, first, last), found[first:last])
-        whole = torch.empty_like(found)
-        weights.form(name, route, out=whole)
-        assert torch.equal(whole, found)
+        several = [torch.empty(last - first) for _ in range(3)]
+        weights.form_all(name, [MERGED, route, BASE], first, last, several)
+        assert torch.equal(several[1], found[first:last])
+        assert torch.equal(several[2], zero[first:last])
 
 
 def _dense(data: Any) -> Tensor:

@@ -263,8 +263,8 @@ class Package:
         weights = [model.factor(name)] if model else []
         decoupling.form(
             KINDS[found.dtype], _at(found.base), _at(found.support), _at(found.values),
-            np.array(masks, np.int64), np.array(weights, np.float32), 0, found.numel, 0,
-            KINDS[found.dtype], _at(out), decoupling.WIDE,
+            np.array(masks, np.int64), np.array(weights, np.float32), np.array([0, len(masks)]),
+            0, found.numel, 0, KINDS[found.dtype], np.array([_at(out)]), decoupling.WIDE,
         )  # fmt: skip
         return out.view(np.uint8)
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from omnireg.errors import CheckpointError
 from omnireg.loading import quiet
-from omnireg.routed.layers import Pass, Routed
+from omnireg.routed.layers import Pass, Routed, RoutedLinear
 from omnireg.routed.vocabulary import JointVocabulary
 from omnireg.routed.weights import Weights
 from omnireg.routed.words import Embedding, Head
@@ -49,7 +49,8 @@ def build(
         unknown -= set(names.values())
         if path not in (_EMBEDDING, _HEAD):
             _check_known(names.values(), weights)
-            _put(model, path, Routed(module, names, weights, now))
+            routed = RoutedLinear if isinstance(module, nn.Linear) else Routed
+            _put(model, path, routed(module, names, weights, now))
     if unknown:
         raise CheckpointError(
             f"{weights.package.folder}: {type(model).__name__} has no {', '.join(sorted(unknown))}"

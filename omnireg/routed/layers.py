@@ -1,8 +1,7 @@
 """Modules of a backbone that run every token with the weights of its route.
 
 A module is kept once, without weights. Tokens of one forward pass are grouped by route; each group
-is run through a copy that holds the route's weights (``materialised``), or through weights that are
-formed for the moment (``packed``).
+is run with weights that are kept (``materialised``), or formed for the moment (``packed``).
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from omnireg.routed.routes import Route
 from omnireg.routed.weights import Weights
 
-#: elements of a matrix that are formed at a time when nothing is kept
-BLOCK = 1 << 20
+#: elements of weights that are formed at a time when nothing is kept
+BLOCK = 1 << 22
 
 
 class Storage(StrEnum):
@@ -29,10 +28,10 @@ class Storage(StrEnum):
 
 @dataclass(frozen=True)
 class Group:
-    """The tokens of one route, by their place in the flattened batch; None means all."""
+    """The tokens of one route, by their places in the flattened batch."""
 
     route: Route
-    places: Tensor | None
+    places: Tensor | slice
 
 
 @dataclass
@@ -58,19 +57,21 @@ class Pass:
         finally:
             self.groups, self.kept, self.positions, self._last = (), (), None, None
 
+    @property
+    def routes(self) -> list[Route]:
+        """The routes of the groups."""
+        return [group.route for group in self.groups]
+
     def split(self, x: Tensor) -> list[Tensor]:
         """Return the tokens of every group; several modules in a row read the same tensor."""
         if self._last is None or self._last[0] is not x:
             flat = x.flatten(0, 1)
-            parts = [flat if g.places is None else flat[g.places] for g in self.groups]
-            self._last = (x, parts)
+            self._last = (x, [flat[group.places] for group in self.groups])
         return self._last[1]
 
 
 def join(parts: Sequence[Tensor], groups: Sequence[Group], shape: Sequence[int]) -> Tensor:
     """Put what was computed of every group back in the order of the tokens."""
-    if len(parts) == 1:
-        return parts[0].reshape(*shape, *parts[0].shape[1:])
     whole = parts[0].new_empty((sum(map(len, parts)), *parts[0].shape[1:]))
     for part, group in zip(parts, groups, strict=True):
         whole[group.places] = part
@@ -80,77 +81,82 @@ def join(parts: Sequence[Tensor], groups: Sequence[Group], shape: Sequence[int])
 class Routed(nn.Module):
     """A module with weights, run on every token with those of its route."""
 
-    def __init__(self, module: nn.Module, names: dict[str, str], weights: Weights, now: Pass):
+    def __init__(
+        self, module: nn.Module, names: dict[str, str], weights: Weights, now: Pass
+    ) -> None:
         """Take a module on the meta device, and the backbone's name of each of its parameters."""
         super().__init__()
         # in a tuple, so that it is no part of this module: it has no weights to move
         self._form = (module,)
         self._names = names
         self._weights, self._now = weights, now
+        #: route → the module with its weights
         self.sets = nn.ModuleDict()
 
     def forward(self, x: Tensor) -> Tensor:
         """Run every token of (batch, length, …) with the weights of its route."""
-        groups = self._now.groups
+        groups, routes = self._now.groups, self._now.routes
         if len(groups) == 1:
-            return self._run(groups[0].route, x)
-        parts = [
-            self._run(group.route, part)
-            for group, part in zip(groups, self._now.split(x), strict=True)
-        ]
-        return join(parts, groups, x.shape[:2])
+            # as it is: a call with other shapes may round otherwise
+            [whole] = self._run([x], routes)
+            return whole
+        return join(self._run(self._now.split(x), routes), groups, x.shape[:2])
 
-    def _run(self, route: Route, x: Tensor) -> Tensor:
-        if self._now.storage is Storage.MATERIALISED:
-            found: Tensor = self.materialised(route)(x)
-            return found
-        if isinstance(self._form[0], nn.Linear):
-            return self._linear(route, x)
-        formed = self._formed(route, x.device)
-        made: Tensor = torch.func.functional_call(self._form[0], formed, (x,))
-        return made
+    def _run(self, parts: Sequence[Tensor], routes: Sequence[Route]) -> list[Tensor]:
+        device = parts[0].device
+        packed = self._now.storage is Storage.PACKED
+        modules = self._formed(routes, device) if packed else self.materialised(routes, device)
+        return [module(part) for module, part in zip(modules, parts, strict=True)]
 
-    def materialised(self, route: Route) -> nn.Module:
-        """Return the module with the weights of a route, formed when first asked for."""
-        key = str(route)
-        if key not in self.sets:
-            copy = _emptied(self._form[0])
-            device = next(iter(self.parameters()), torch.empty(0)).device
-            for name, tensor in self._formed(route, device).items():
-                setattr(copy, name, nn.Parameter(tensor, requires_grad=False))
-            self.sets[key] = copy
-        return self.sets[key]
+    def materialised(self, routes: Sequence[Route], device: torch.device) -> list[nn.Module]:
+        """Return the module with the weights of each route, formed when first asked for."""
+        new = [route for route in routes if str(route) not in self.sets]
+        for route, module in zip(new, self._formed(new, device) if new else [], strict=True):
+            self.sets[str(route)] = module
+        return [self.sets[str(route)] for route in routes]
 
-    def _formed(self, route: Route, device: torch.device) -> dict[str, Tensor]:
-        return {
-            own: self._weights.form(name, route).reshape(self._weights.shape(name)).to(device)
-            for own, name in self._names.items()
-        }
-
-    def _linear(self, route: Route, x: Tensor) -> Tensor:
-        """Multiply with some rows of the matrix at a time, which then need not leave the cache."""
-        rows, width = self._weights.shape(self._names["weight"])
-        bias = self._formed_bias(route, x.device)
-        out = x.new_empty((*x.shape[:-1], rows))
-        step = max(1, BLOCK // width)
-        room = torch.empty(min(rows, step) * width, dtype=self._weights.dtype)
-        for first in range(0, rows, step):
-            stop = min(rows, first + step)
-            form = self._weights.form(
-                self._names["weight"], route, first * width, stop * width, room
-            )
-            part = bias[first:stop] if bias is not None else None
-            matrix = form.view(-1, width).to(x.device)
-            out[..., first:stop] = nn.functional.linear(x, matrix, part)
-        return out
-
-    def _formed_bias(self, route: Route, device: torch.device) -> Tensor | None:
-        name = self._names.get("bias")
-        return self._weights.form(name, route).to(device) if name else None
+    def _formed(self, routes: Sequence[Route], device: torch.device) -> list[nn.Module]:
+        modules = [_emptied(self._form[0]) for _ in routes]
+        for own, name in self._names.items():
+            shape = self._weights.shape(name)
+            count = torch.Size(shape).numel()
+            rows = [torch.empty(count, dtype=self._weights.dtype) for _ in routes]
+            self._weights.form_all(name, routes, 0, count, rows)
+            for module, row in zip(modules, rows, strict=True):
+                tensor = row.reshape(shape).to(device)
+                setattr(module, own, nn.Parameter(tensor, requires_grad=False))
+        return modules
 
 
 def _emptied(module: nn.Module) -> nn.Module:
     """Return a copy of a module without its parameters."""
-    copy = module.__new__(type(module))
+    copy: nn.Module = module.__new__(type(module))
     copy.__dict__ = {**module.__dict__, "_parameters": dict.fromkeys(module._parameters)}
     return copy
+
+
+class RoutedLinear(Routed):
+    """A linear map; packed, some rows are formed at a time and then need not leave the cache."""
+
+    def _run(self, parts: Sequence[Tensor], routes: Sequence[Route]) -> list[Tensor]:
+        if self._now.storage is Storage.MATERIALISED:
+            return super()._run(parts, routes)
+        rows, width = self._weights.shape(self._names["weight"])
+        out = [x.new_empty((*x.shape[:-1], rows)) for x in parts]
+        step = max(1, BLOCK // (width * len(routes)))
+        room = self._weights.room(len(routes) * min(rows, step) * width).view(len(routes), -1)
+        for first in range(0, rows, step):
+            stop = min(rows, first + step)
+            formed = room[:, : (stop - first) * width].unbind()
+            span = first * width, stop * width
+            self._weights.form_all(self._names["weight"], routes, *span, formed)
+            for x, whole, matrix in zip(parts, out, formed, strict=True):
+                matrix = matrix.view(-1, width).to(x.device)
+                whole[..., first:stop] = nn.functional.linear(x, matrix)
+        return self._biased(out, routes)
+
+    def _biased(self, parts: list[Tensor], routes: Sequence[Route]) -> list[Tensor]:
+        if name := self._names.get("bias"):
+            for part, route in zip(parts, routes, strict=True):
+                part += self._weights.form(name, route).to(part.device)
+        return parts

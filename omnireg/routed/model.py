@@ -183,12 +183,10 @@ class OmniModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-ca
             for row, place in pairs:
                 numbers[row, place] = number
         of_token = numbers.to(modality_ids.device).gather(1, modality_ids).flatten()
-        found = [
-            Group(route, places)
-            for number, route in enumerate(routes)
-            if len(places := (of_token == number).nonzero().flatten())
-        ]
-        return [Group(found[0].route, None)] if len(found) == 1 else found
+        found = (
+            (route, (of_token == number).nonzero().flatten()) for number, route in enumerate(routes)
+        )
+        return [Group(route, _stretch(places)) for route, places in found if len(places)]
 
     # running
 
@@ -349,6 +347,12 @@ class OmniModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-ca
                 [places, following[None, :, None].expand(3, -1, 1)], -1
             )
         return found
+
+
+def _stretch(places: Tensor) -> Tensor | slice:
+    """Return places as a slice where they follow each other: it is read without a copy."""
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if last - first == len(places) - 1 else places
 
 
 def _kept(modality_ids: Tensor, logits_to_keep: int | Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Backbone tensors of any route, formed from the package when they are asked for."""
+"""Backbone tensors of any routes, formed from the package when they are asked for."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -34,38 +35,59 @@ class Weights:
         self.dtype = dtype
         self._threads = max(1, torch.get_num_threads())
         self._sources: dict[str, _Source] = {}
+        self._room = torch.empty(0, dtype=dtype)
+
+    def room(self, count: int) -> torch.Tensor:
+        """Return scratch memory of so many elements, the same at every call: fresh pages cost."""
+        if len(self._room) < count:
+            self._room = torch.empty(count, dtype=self.dtype)
+        return self._room[:count]
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._threads)
+        return ThreadPoolExecutor(max(1, self._threads - 1))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a backbone tensor."""
         return self.package.vector[name].shape
 
     def form(
+        self, name: str, route: Route, start: int = 0, stop: int | None = None
+    ) -> torch.Tensor:
+        """Return elements ``start`` to ``stop`` of a tensor of one route, flat."""
+        stop = self.package.vector[name].numel if stop is None else stop
+        out = torch.empty(stop - start, dtype=self.dtype)
+        self.form_all(name, [route], start, stop, [out])
+        return out
+
+    def form_all(
         self,
         name: str,
-        route: Route,
-        start: int = 0,
-        stop: int | None = None,
-        out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return elements ``start`` to ``stop`` of a tensor, flat; into the front of ``out``."""
+        routes: Sequence[Route],
+        start: int,
+        stop: int,
+        outs: Sequence[torch.Tensor],
+    ) -> None:
+        """Write elements ``start`` to ``stop`` of a tensor, flat, for every route in one pass."""
         source = self._source(name)
-        stop = source.arrays.numel if stop is None else stop
-        if out is None:
-            out = torch.empty(stop - start, dtype=self.dtype)
-        out = out[: stop - start]
-        how = source.blended(route)
-        share = max(_SHARE, -(-(stop - start) // self._threads))
-        parts = [(at, min(at + share, stop)) for at in range(start, stop, share)]
-        jobs = [(first, last, out[first - start :]) for first, last in parts]
-        if len(jobs) == 1:
-            source.write(how, *jobs[0])
-        else:
-            list(self._pool.map(lambda job: source.write(how, *job), jobs))
-        return out
+        blends = [source.blend(route) for route in routes]
+        # more shares than threads: those of the matrix products may still be spinning
+        share = max(_SHARE, -(-(stop - start) // (4 * self._threads)))
+        jobs = iter(
+            [
+                (at, min(at + share, stop), [out[at - start :] for out in outs])
+                for at in range(start, stop, share)
+            ]
+        )
+
+        def work() -> None:
+            for job in jobs:
+                source.write(blends, *job)
+
+        helpers = [self._pool.submit(work) for _ in range(self._threads - 1)]
+        work()
+        for helper in helpers:
+            helper.result()
 
     def _source(self, name: str) -> "_Source":
         if name not in self._sources:
@@ -75,14 +97,12 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class _How:
-    """Masks and their weights; ``plain`` is θ₀ alone."""
+class _Blend:
+    """Masks with their weights; no masks mean all of τ★, and ``plain`` none of it."""
 
-    masks: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    weights: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    masks: Sequence[NDArray[np.uint8]] = ()
+    weights: Sequence[float] = ()
     plain: bool = False
-    #: what the addresses point into
-    held: tuple[Any, ...] = ()
 
 
 class _Source:
@@ -91,44 +111,54 @@ class _Source:
     _STEP = 4096
 
     def __init__(self, arrays: Arrays, factors: dict[str, float]) -> None:
-        self.arrays = arrays
+        self._arrays = arrays
         self._factors = factors
 
     @cached_property
     def _ranks(self) -> NDArray[np.int64]:
-        found = np.empty(self.arrays.numel // self._STEP + 1, np.int64)
-        decoupling.ranks(_at(self.arrays.support), self.arrays.numel, self._STEP, found)
+        found = np.empty(self._arrays.numel // self._STEP + 1, np.int64)
+        decoupling.ranks(_at(self._arrays.support), self._arrays.numel, self._STEP, found)
         return found
 
-    def blended(self, route: Route) -> _How:
+    def blend(self, route: Route) -> _Blend:
         """Return which masks a route needs, with their weights."""
         if route.blend is Blend.BASE:
-            return _How(plain=True)
+            return _Blend(plain=True)
         if route.blend is Blend.MERGED:
-            return _How()
-        masks = [self.arrays.masks[name] for name in route.models]
+            return _Blend()
+        masks = [self._arrays.masks[name] for name in route.models]
         factors = [self._factors[name] for name in route.models]
         if route.blend is Blend.UNION:
-            masks = [np.bitwise_or.reduce(masks)]
-            factors = [sum(factors) / len(factors)]
-        shares = np.array(factors, np.float32) / np.float32(len(masks))
-        return _How(np.array([_at(mask) for mask in masks]), shares, held=tuple(masks))
+            return _Blend([np.bitwise_or.reduce(masks)], [sum(factors) / len(factors)])
+        return _Blend(masks, [factor / len(masks) for factor in factors])
 
-    def write(self, how: _How, start: int, stop: int, out: torch.Tensor) -> None:
-        """Write elements ``start`` to ``stop`` to the front of ``out``."""
-        arrays, kind, written = self.arrays, KINDS[self.arrays.dtype], _WRITTEN[out.dtype]
-        place = out.data_ptr()
+    def write(
+        self, blends: Sequence[_Blend], start: int, stop: int, outs: Sequence[torch.Tensor]
+    ) -> None:
+        """Write elements ``start`` to ``stop`` of every blend to the front of its tensor."""
+        arrays, kind, written = self._arrays, KINDS[self._arrays.dtype], _WRITTEN[outs[0].dtype]
         zero = _at(arrays.base) + start * DTYPE_SIZES[arrays.dtype]
-        if how.plain:
-            decoupling.converted(kind, zero, stop - start, written, place)
+        places = []
+        for blend, out in zip(blends, outs, strict=True):
+            if blend.plain:
+                decoupling.converted(kind, zero, stop - start, written, out.data_ptr())
+            else:
+                places.append(out.data_ptr())
+        changed = [blend for blend in blends if not blend.plain]
+        if not changed:
             return
+        # the arrays themselves are held by the blends: an address keeps nothing alive
+        masks = [_at(mask) for blend in changed for mask in blend.masks]
+        weights = [weight for blend in changed for weight in blend.weights]
+        bounds = np.cumsum([0, *(len(blend.masks) for blend in changed)])
         known = start // self._STEP
         support = _at(arrays.support)
         rank = int(self._ranks[known])
         rank += decoupling.count_between(support, known * self._STEP, start)
         decoupling.form(
-            kind, zero, support, _at(arrays.values), how.masks, how.weights, start, stop - start,
-            rank, written, place, decoupling.WIDE,
+            kind, zero, support, _at(arrays.values), np.array(masks, np.int64),
+            np.array(weights, np.float32), bounds, start, stop - start, rank, written,
+            np.array(places, np.int64), decoupling.WIDE,
         )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ class Matrix:
             return self._base
         return self._vocabulary.runs(self._vocabulary.package.models[model], self._tensor)
 
-    def rows(self, route: Route, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+    def rows(self, route: Route, start: int, stop: int) -> Tensor:
         """Return rows ``start`` to ``stop`` of the host that a route is of, else of the base."""
         parts, at = [], 0
         for run in self.runs(route.model):
@@ -41,15 +41,15 @@ class Matrix:
             if first < last:
                 begin = run.start + first - at
                 part = Run(run.own, run.tensor, begin, begin + last - first)
-                parts.append(self._part(route, part, out if last - first == stop - start else None))
+                parts.append(self._part(route, part))
             at += run.stop - run.start
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _part(self, route: Route, run: Run, out: Tensor | None) -> Tensor:
+    def _part(self, route: Route, run: Run) -> Tensor:
         if run.own:
             return self.own(str(route.model), run)
         first, last = run.start * self.width, run.stop * self.width
-        return self._weights.form(run.tensor, route, first, last, out).view(-1, self.width)
+        return self._weights.form(run.tensor, route, first, last).view(-1, self.width)
 
     def own(self, model: str, run: Run) -> Tensor:
         """Return rows that only one host has."""
@@ -93,11 +93,7 @@ class Embedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Return (batch, length, width) of ids (batch, length)."""
         groups = self._now.groups
-        parts = [
-            self._look_up(group.route, ids.flatten() if g is None else ids.flatten()[g])
-            for group in groups
-            for g in [group.places]
-        ]
+        parts = [self._look_up(group.route, ids.flatten()[group.places]) for group in groups]
         return join(parts, groups, ids.shape)
 
     def _look_up(self, route: Route, ids: Tensor) -> Tensor:
@@ -119,7 +115,7 @@ class Head(nn.Module):
         """Form nothing yet."""
         super().__init__()
         self._matrix = Matrix(HEAD, vocabulary, weights)
-        self._size, self._dtype, self._now = vocabulary.size, weights.dtype, now
+        self._size, self._now = vocabulary.size, now
         self._columns = vocabulary.columns
         self.sets = nn.ParameterDict()
 
@@ -128,7 +124,7 @@ class Head(nn.Module):
         groups, flat = self._now.kept, x.flatten(0, 1)
         parts = []
         for group in groups:
-            taken = flat if group.places is None else flat[group.places]
+            taken = flat[group.places]
             own = self._multiply(group.route, taken)
             columns = self._columns[group.route.model].to(x.device)
             every = own.new_full((len(taken), self._size), -torch.inf)
@@ -141,11 +137,10 @@ class Head(nn.Module):
         if self._now.storage is Storage.MATERIALISED:
             return nn.functional.linear(x, self.materialised(route))
         step = max(1, BLOCK // self._matrix.width)
-        room = torch.empty(min(step, height) * self._matrix.width, dtype=self._dtype)
         out = x.new_empty(len(x), height)
         for first in range(0, height, step):
             stop = min(height, first + step)
-            rows = self._matrix.rows(route, first, stop, room).to(x.device)
+            rows = self._matrix.rows(route, first, stop).to(x.device)
             out[:, first:stop] = nn.functional.linear(x, rows)
         return out
 

@@ -13,14 +13,17 @@ from numba import types
 from numpy.typing import NDArray
 
 from omnireg.strategies.kernels.formats import (
+    BF16,
     BLOCK,
     F32,
     inlined,
     intrinsic,
     kernel,
     load,
+    long_at,
     rounded,
     store,
+    to_bfloat,
     trailing_zeros,
 )
 
@@ -40,6 +43,19 @@ def _spreads_at_once() -> bool:
 WIDE: Final = _spreads_at_once()
 
 
+def _chosen(builder: Any, word: Any) -> Any:
+    """Return the lowest sixteen bits of a word as lanes."""
+    return builder.bitcast(builder.trunc(word, ir.IntType(_LANES)), _BITS)
+
+
+def _everywhere(builder: Any, number: Any) -> Any:
+    """Return a number in all lanes."""
+    undefined = ir.Constant(_FLOATS, ir.Undefined)
+    first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES)
+    return builder.shuffle_vector(first, undefined, lanes)
+
+
 @intrinsic
 def _add_where(typingctx: Any, bits: Any, weight: Any, address: Any) -> Any:
     """Add a weight to those of sixteen floats whose bit is set."""
@@ -47,13 +63,7 @@ def _add_where(typingctx: Any, bits: Any, weight: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word, weight, address = arguments
         pointer = builder.inttoptr(address, _FLOATS.as_pointer())
-        chosen = builder.bitcast(builder.trunc(word, ir.IntType(_LANES)), _BITS)
-        undefined = ir.Constant(_FLOATS, ir.Undefined)
-        first = builder.insert_element(undefined, weight, ir.Constant(ir.IntType(32), 0))
-        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES)
-        added = builder.select(
-            chosen, builder.shuffle_vector(first, undefined, everywhere), _NOTHING
-        )
+        added = builder.select(_chosen(builder, word), _everywhere(builder, weight), _NOTHING)
         builder.store(builder.fadd(builder.load(pointer, align=4), added), pointer, align=4)
         return context.get_dummy_value()
 
@@ -61,22 +71,40 @@ def _add_where(typingctx: Any, bits: Any, weight: Any, address: Any) -> Any:
 
 
 @intrinsic
-def _spread(typingctx: Any, bits: Any, source: Any, target: Any) -> Any:
-    """Write sixteen floats: the next ones of the source where a bit is set, else 0."""
+def _keep(typingctx: Any, bits: Any, weight: Any, source: Any, target: Any) -> Any:
+    """Write sixteen floats: those of the source, weighted, whose bit is set, else 0."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        word, source, target = arguments
+        word, weight, source, target = arguments
+        found = builder.load(builder.inttoptr(source, _FLOATS.as_pointer()), align=4)
+        weighted = builder.fmul(found, _everywhere(builder, weight))
+        kept = builder.select(_chosen(builder, word), weighted, _NOTHING)
+        builder.store(kept, builder.inttoptr(target, _FLOATS.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.float32, types.int64, types.int64), generate
+
+
+@intrinsic
+def _spread(typingctx: Any, bits: Any, source: Any, base: Any, target: Any) -> Any:
+    """Write sixteen floats of the base; where a bit is set, with the source's next one added."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word, source, base, target = arguments
         pointer = ir.FloatType().as_pointer()
         name = f"llvm.masked.expandload.v{_LANES}f32"
         function = builder.module.globals.get(name) or ir.Function(
             builder.module, ir.FunctionType(_FLOATS, [pointer, _BITS, _FLOATS]), name
         )
-        chosen = builder.bitcast(builder.trunc(word, ir.IntType(_LANES)), _BITS)
-        found = builder.call(function, [builder.inttoptr(source, pointer), chosen, _NOTHING])
-        builder.store(found, builder.inttoptr(target, _FLOATS.as_pointer()), align=4)
+        change = builder.call(
+            function, [builder.inttoptr(source, pointer), _chosen(builder, word), _NOTHING]
+        )
+        found = builder.load(builder.inttoptr(base, _FLOATS.as_pointer()), align=4)
+        total = builder.fadd(found, change)
+        builder.store(total, builder.inttoptr(target, _FLOATS.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    return types.void(types.uint64, types.int64, types.int64), generate
+    return types.void(types.uint64, types.int64, types.int64, types.int64), generate
 
 
 @intrinsic
@@ -130,77 +158,123 @@ def ranks(support: int, count: int, step: int, out: NDArray[np.int64]) -> None:
         total += count_between(support, i * step, min((i + 1) * step, count))
 
 
+@inlined
+def _bits_from(mask: Any, rank: Any, stop: Any) -> Any:
+    """Return 64 bits of a mask from any bit on; the mask ends with word ``stop``."""
+    first, shift = rank >> 6, np.uint64(rank & 63)
+    bits = _word_at(mask + 8 * first) >> shift
+    if shift != 0 and first + 1 < stop:
+        bits |= _word_at(mask + 8 * first + 8) << (np.uint64(64) - shift)
+    return bits
+
+
 @kernel
-def _weigh(
+def _blend(
     masks: NDArray[np.int64], weights: NDArray[np.float32], rank: int, count: int,
-    coefficients: NDArray[np.float32],
+    vector: NDArray[np.float32], coefficients: NDArray[np.float32], out: NDArray[np.float32],
 ) -> None:  # fmt: skip
-    """Add up, for ``count`` elements of the vector, the weights of the masks that keep each."""
-    coefficients[:count] = 0
-    at = coefficients.ctypes.data
+    """Multiply ``count`` elements of the vector with the sum of the weights of their masks."""
+    source, target, sums = vector.ctypes.data, out.ctypes.data, coefficients.ctypes.data
     stop = (rank + count + 63) >> 6
+    if len(masks) == 1:
+        for i in range(0, count, 64):
+            bits = _bits_from(masks[0], rank + i, stop)
+            for part in range(4):
+                at = 4 * (i + 16 * part)
+                _keep(bits >> np.uint64(16 * part), weights[0], source + at, target + at)
+        return
+    coefficients[:count] = 0
     for j in range(len(masks)):
         for i in range(0, count, 64):
-            first = (rank + i) >> 6
-            shift = np.uint64((rank + i) & 63)
-            bits = _word_at(masks[j] + 8 * first) >> shift
-            if shift != 0 and first + 1 < stop:
-                bits |= _word_at(masks[j] + 8 * first + 8) << (np.uint64(64) - shift)
+            bits = _bits_from(masks[j], rank + i, stop)
             for part in range(4):
-                place = at + 4 * (i + 16 * part)
-                _add_where(bits >> np.uint64(16 * part), weights[j], place)
+                at = 4 * (i + 16 * part)
+                _add_where(bits >> np.uint64(16 * part), weights[j], sums + at)
+    for i in range(count):
+        # not -0 where nothing is kept: it would keep the sign of a zero of the base
+        weighted = vector[i] * coefficients[i]
+        out[i] = weighted if coefficients[i] != 0 else np.float32(0)
 
 
 @kernel
 def form(
     kind: int, base: int, support: int, values: int, masks: NDArray[np.int64],
-    weights: NDArray[np.float32], start: int, count: int, rank: int, written: int, out: int,
-    wide: bool,
+    weights: NDArray[np.float32], bounds: NDArray[np.int64], start: int, count: int, rank: int,
+    written: int, outs: NDArray[np.int64], wide: bool,
 ) -> int:  # fmt: skip
-    """Write elements ``start`` … of θ₀ + c∘τ★, rounded to ``kind`` and written as ``written``.
+    """Write elements ``start`` … of several θ₀ + c∘τ★, rounded to ``kind``, as ``written``.
 
-    c is the sum of the weights of the masks that keep an element; without masks it is 1. ``rank``
-    elements of the vector lie before ``start``; returns how many lie before what follows. ``base``
-    and ``out`` point at element ``start``, masks and support at the first; masks, support and
-    what follows them can be read up to the next multiple of 8 bytes.
+    Set i has the masks ``bounds[i]`` to ``bounds[i + 1]`` with their weights; c is the sum of the
+    weights of those that keep an element. A set without masks has c = 1. ``rank`` elements of the
+    vector lie before ``start``; returns how many lie before what follows. ``base`` and ``outs``
+    point at element ``start``, masks, values and support at the first one. Support and masks can be
+    read in words of eight bytes.
     """
     size_in, size_out = 4 if kind == F32 else 2, 4 if written == F32 else 2
-    room = BLOCK + 64
-    zero, change = np.empty(BLOCK, np.float32), np.empty(room, np.float32)
-    packed, coefficients = np.empty(room, np.float32), np.empty(room, np.float32)
-    source, target = packed.ctypes.data, change.ctypes.data
+    room = BLOCK + 128
+    zero, total, packed = (
+        np.zeros(room, np.float32), np.empty(room, np.float32), np.empty(room, np.float32),
+    )  # fmt: skip
+    vector, coefficients = np.empty(room, np.float32), np.empty(room, np.float32)
     for first in range(start, start + count, BLOCK):
         stop = min(first + BLOCK, start + count)
-        size, offset, begin = stop - first, first & 63, first >> 6
+        size, offset, place = stop - first, first & 63, first - start
         found = count_between(support, first, stop)
-        load(kind, values, rank, found, packed)
-        if len(masks):
-            _weigh(masks, weights, rank, found, coefficients)
-            for i in range(found):
-                packed[i] *= coefficients[i]
-        if not wide:
-            change[: offset + size] = 0
-        at = 0
-        for word in range(begin, (stop + 63) >> 6):
-            left, place = _word(support, word, first, stop), 64 * (word - begin)
-            if wide:
-                for part in range(4):
-                    bits = (left >> np.uint64(16 * part)) & np.uint64(0xFFFF)
-                    _spread(bits, source + 4 * at, target + 4 * (place + 16 * part))
-                    at += _ones(bits)
+        # all lie as they do in the words of the support
+        load(kind, base + place * size_in, 0, size, zero[offset:])
+        load(kind, values, rank, found, vector)
+        for i in range(len(outs)):
+            low, high = bounds[i], bounds[i + 1]
+            if low == high:
+                _spread_all(support, first, stop, vector, zero, total, wide)
             else:
-                while left != 0:
-                    change[place + trailing_zeros(left)] = packed[at]
-                    left &= left - np.uint64(1)
-                    at += 1
+                _blend(
+                    masks[low:high], weights[low:high], rank, found, vector, coefficients, packed
+                )
+                _spread_all(support, first, stop, packed, zero, total, wide)
+            made = total[offset:]
+            if written == F32 and kind == BF16:
+                _store_widened(made, size, outs[i] + place * size_out)
+            else:
+                if written != kind:
+                    rounded(kind, made, size)
+                store(written, made, size, outs[i] + place * size_out, 0)
         rank += found
-        load(kind, base + (first - start) * size_in, 0, size, zero)
-        for i in range(size):
-            zero[i] += change[offset + i]
-        if written != kind:
-            rounded(kind, zero, size)
-        store(written, zero, size, out + (first - start) * size_out, 0)
     return rank
+
+
+@kernel
+def _store_widened(block: NDArray[np.float32], count: int, address: int) -> None:
+    """Round to bfloat16 and write as float32."""
+    bits, out = block.view(np.uint32), long_at(address, count)
+    for i in range(count):
+        out[i] = to_bfloat(bits[i]) << np.uint32(16)
+
+
+@kernel
+def _spread_all(
+    support: int, start: int, stop: int, packed: NDArray[np.float32], zero: NDArray[np.float32],
+    out: NDArray[np.float32], wide: bool,
+) -> None:  # fmt: skip
+    """Add a block's elements to the base at their places, counted from the first word's begin."""
+    begin, at = start >> 6, 0
+    source, base, target = packed.ctypes.data, zero.ctypes.data, out.ctypes.data
+    if not wide:
+        for i in range(stop - 64 * begin):
+            out[i] = zero[i] + np.float32(0)
+    for word in range(begin, (stop + 63) >> 6):
+        left, place = _word(support, word, start, stop), 64 * (word - begin)
+        if wide:
+            for part in range(4):
+                bits, lane = (left >> np.uint64(16 * part)) & np.uint64(0xFFFF), 16 * part + place
+                _spread(bits, source + 4 * at, base + 4 * lane, target + 4 * lane)
+                at += _ones(bits)
+        else:
+            while left != 0:
+                lane = place + trailing_zeros(left)
+                out[lane] = zero[lane] + packed[at]
+                left &= left - np.uint64(1)
+                at += 1
 
 
 @kernel

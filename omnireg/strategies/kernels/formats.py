@@ -154,7 +154,7 @@ def store(kind: int, block: NDArray[np.float32], count: int, address: int, start
     if kind == BF16:
         short = carray(_uint16_at(address + 2 * start), count)
         for i in range(count):
-            short[i] = np.uint16(_to_bfloat(bits[i]))
+            short[i] = np.uint16(to_bfloat(bits[i]))
     elif kind == F16:
         short = carray(_uint16_at(address + 2 * start), count)
         for i in range(count):
@@ -171,7 +171,7 @@ def rounded(kind: int, block: NDArray[np.float32], count: int) -> None:
     bits = block.view(np.uint32)
     if kind == BF16:
         for i in range(count):
-            bits[i] = _to_bfloat(bits[i]) << np.uint32(16)
+            bits[i] = to_bfloat(bits[i]) << np.uint32(16)
     elif kind == F16:
         for i in range(count):
             bits[i] = _from_half(to_half(bits[i]))
@@ -194,7 +194,8 @@ def all_finite(kind: int, address: int, count: int) -> bool:
 
 
 @inlined
-def _to_bfloat(bits: Any) -> Any:
+def to_bfloat(bits: Any) -> Any:
+    """Round the bits of a float32 to those of a bfloat16."""
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
     even = (bits >> np.uint32(16)) & np.uint32(1)
     near = (bits + np.uint32(0x7FFF) + even) >> np.uint32(16)

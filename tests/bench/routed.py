@@ -1,0 +1,182 @@
+"""The routed model: time and memory of both forms of storage, against one model's plain forward.
+
+    python tests/bench/routed.py FOLDER
+
+A random backbone of 0.3 B parameters and 24 layers, three models at density 0.2, float32 on the
+CPU, batch 1. A prompt is a quarter text, which runs with θ₀ + τ★, and a quarter of each modality.
+Every figure is the median of five; forms take turns. Memory is what a process holds more at its
+peak than before it opened the package, files that it maps and everything it computes included.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+LAYERS, INNER = 24, 3584
+LENGTHS = (256, 1024)
+RUNS = 5
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def prepare(folder: Path) -> Path:
+    """Make the package, if it is not there yet."""
+    from family import make
+
+    import omnireg
+
+    base, *models = make(folder, 0.3, 3, LAYERS, INNER)
+    for place in (base, *models):
+        word = {"version": "1.0", "added_tokens": [], "model": {
+            "type": "WordLevel", "unk_token": "a", "vocab": {"a": 0},
+        }}  # fmt: skip
+        (place / "tokenizer.json").write_text(json.dumps(word))
+        named = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "a"}
+        (place / "tokenizer_config.json").write_text(json.dumps(named))
+    out = folder / "routed"
+    if not out.exists():
+        listed = "".join(f"  - {{model: {m}}}\n" for m in models)
+        senses = ", ".join(f"m{i}: {m}" for i, m in enumerate(models))
+        omnireg.merge(
+            f"merge_method: mmer\nbase_model: {base}\nmodels:\n{listed}"
+            "parameters: {density: 0.2}\n"
+            f"omnireg: {{output: package, modalities: {{{senses}}}}}\n",
+            out, record=False,
+        )  # fmt: skip
+    return out
+
+
+def peak() -> int:
+    """Return the most memory that this process has held, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if "VmHWM" in line))
+
+
+class Subject:
+    """A model with prompts of every length, and a way to run them."""
+
+    def __init__(self, kind: str, package: Path, base: Path) -> None:
+        import torch
+
+        self.kind, self.torch = kind, torch
+        if kind == "plain":
+            from transformers import AutoModelForCausalLM
+
+            self.model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        else:
+            from omnireg.routed import load
+
+            self.model = load(package, storage=kind, dtype="float32")
+
+    def prompt(self, length: int) -> dict[str, Any]:
+        """Return embeddings, and what each token is of."""
+        torch = self.torch
+        made = {"inputs_embeds": 0.02 * torch.randn(1, length, 896)}
+        if self.kind != "plain":
+            made["modality_ids"] = torch.arange(length)[None] // (length // 4)
+        return made
+
+    def timed(self, call: Callable[[], Any]) -> tuple[float, Any]:
+        """Return seconds and result."""
+        began = time.perf_counter()
+        with self.torch.no_grad():
+            found = call()
+        return time.perf_counter() - began, found
+
+    def measure(self, length: int) -> tuple[float, float]:
+        """Return the seconds of a prefill and of one token more."""
+        prompt = self.prompt(length)
+        taken, found = self.timed(lambda: self.model(**prompt, use_cache=True, logits_to_keep=1))
+        more = (
+            {"present": self.torch.ones(1, 3, dtype=self.torch.bool)}
+            if self.kind != "plain"
+            else {}
+        )
+        token = self.torch.tensor([[5]])
+        past = found.past_key_values
+        self.timed(lambda: self.model(input_ids=token, past_key_values=past, **more))
+        step, _ = self.timed(lambda: self.model(input_ids=token, past_key_values=past, **more))
+        return taken, step
+
+
+def child(kind: str, package: Path, base: Path) -> None:
+    """Say how much memory one form takes at its peak, for each length."""
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+
+    from omnireg.routed import load  # noqa: F401
+
+    Subject("packed", package, base).torch.randn(1)
+    before = peak()
+    subject = Subject(kind, package, base)
+    found = {}
+    for length in LENGTHS:
+        subject.measure(length)
+        found[length] = peak() - before
+    say(json.dumps(found))
+
+
+def times(package: Path, base: Path) -> None:
+    """Print the times of all forms."""
+    subjects = {kind: Subject(kind, package, base) for kind in ("plain", "materialised", "packed")}
+    for length in LENGTHS:
+        found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in subjects}
+        for turn in range(RUNS + 1):
+            for kind, subject in subjects.items():
+                measured = subject.measure(length)
+                if turn:
+                    found[kind].append(measured)
+        prefill, step = (
+            {kind: median(run[i] for run in runs) for kind, runs in found.items()} for i in (0, 1)
+        )
+        for what, taken in ((f"prefill {length}", prefill), (f"one token after {length}", step)):
+            parts = [
+                f"{kind} {seconds:.3f} s ({seconds / taken['plain']:.2f} x)"
+                for kind, seconds in taken.items()
+            ]
+            say(f"{what}: {', '.join(parts)}")
+
+
+def main() -> None:
+    """Print all figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    folder: Path = options.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    package = prepare(folder)
+    base = folder / f"0.3B-{LAYERS}-base"
+    if options.child:
+        child(options.child, package, base)
+        return
+    times(package, base)
+    from omnireg.decoupled import inspect
+    from omnireg.package import Package
+
+    whole = inspect(Package(package)).total
+    for kind in ("plain", "materialised", "packed"):
+        done = subprocess.run(
+            [sys.executable, __file__, str(folder), "--child", kind],
+            check=True, capture_output=True, text=True, env={**os.environ},
+        )  # fmt: skip
+        for length, size in json.loads(done.stdout.splitlines()[-1]).items():
+            say(
+                f"memory, {kind}, {length} tokens: {size / 1e6:.0f} MB,"
+                f" {size / whole:.2f} x base + vector + masks ({whole / 1e6:.0f} MB)"
+            )
+
+
+if __name__ == "__main__":
+    main()
