@@ -1,5 +1,7 @@
 """The routed model: every token runs with the weights of its modality, attention is joint."""
 
+import json
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 import omnireg
 from omnireg.decoupled import extract
-from omnireg.demo import evaluate, story
-from omnireg.demo.tasks import Item, Modality, items, larger_items
+from omnireg.demo import evaluate, speech, story
+from omnireg.demo.tasks import Item, Modality, clips, items, larger_items
 from omnireg.errors import CheckpointError, ConfigError
 from omnireg.package import Package
 from omnireg.routed import OmniModel, Storage, TextRouting, load
@@ -22,6 +25,7 @@ from omnireg.routed.routes import BASE, MERGED, Blend, Route, route_of, text_rou
 from omnireg.routed.weights import Weights
 from omnireg.strategies.kernels import decoupling
 from omnireg.strategies.thresholds import Kind
+from tests_support import Run
 from zoo import HOSTS, Species, Zoo
 
 SENSES: tuple[Modality, ...] = ("image", "audio", "video")
@@ -500,6 +504,66 @@ def test_places_in_three_dimensions_go_on_when_generating(zoo: Zoo, tmp_path: Pa
             do_sample=False, use_cache=cached,
         )  # fmt: skip
         assert found[0, ids.shape[1] :].tolist() == columns[wanted].tolist()
+
+
+# the command
+
+
+def test_a_package_is_asked_about_files(package: Package, tmp_path: Path, run: Run) -> None:
+    """Pictures, sounds and films out of files; placeholders are put where the prompt has none."""
+    picture = next(c for c in clips("image", "test") if c.digit == 3)
+    Image.fromarray(picture.array).save(tmp_path / "three.png")
+    sound = next(c for c in clips("audio", "test") if c.digit == 7)
+    with wave.open(str(tmp_path / "seven.wav"), "wb") as file:
+        # two channels at another rate: it is mixed and resampled
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(2 * speech.SAMPLE_RATE)
+        samples = np.repeat((sound.array * 32767).astype("<i2"), 4)
+        file.writeframes(samples.tobytes())
+    film = next(c for c in clips("video", "test") if c.digit == 5)
+    frames = [Image.fromarray(frame) for frame in film.array]
+    frames[0].save(tmp_path / "five.gif", save_all=True, append_images=frames[1:])
+    np.save(tmp_path / "five.npy", film.array)
+    (tmp_path / "five").mkdir()
+    for number, frame in enumerate(frames):
+        frame.save(tmp_path / "five" / f"{number}.png")
+
+    def asked(*arguments: str) -> str:
+        done = run("mmer", "generate", package.folder, *arguments)
+        assert done.code == 0, done.err
+        return done.out.strip()
+
+    digit = ("--prompt", "Which digit?")
+    assert asked(*digit, "--image", "three.png") == "3"
+    assert asked(*digit, "--audio", "seven.wav", "--storage", "packed") == "7"
+    for name in ("five.gif", "five.npy", "five"):
+        assert asked(*digit, "--video", name) == "5"
+    assert asked(*digit, "--media", "image=three.png", "--dtype", "float32") == "3"
+    assert asked("--prompt", "<image>\nWhich digit?\n", "--no-chat", "--image", "three.png") == "3"
+    assert asked("--prompt", "Continue: 2 4 6") == "8"
+    told = json.loads(
+        asked(
+            "--prompt", "Which is larger?", "--image", "three.png", "--audio", "seven.wav", "--json"
+        )
+    )
+    assert told["text"] == "7"
+    assert told["prompt"] == "<image><|AUDIO|>\nWhich is larger?\n"
+    assert told["prompt_tokens"]["image"] == 9
+    for arguments, said in (
+        (("--image", "seven.wav"), "cannot read seven.wav as a picture"),
+        (("--audio", "three.png"), "ffmpeg -i three.png"),
+        (("--video", "seven.wav"), "cannot read seven.wav as a film"),
+        (("--media", "smell=three.png"), "no modality 'smell'"),
+        (("--device", "cuda:77"), "try cpu"),
+        (("--text-routing", "merge"), "did you mean 'merged'"),
+    ):
+        slip = run("mmer", "generate", package.folder, "--prompt", "x", *arguments)
+        assert (slip.code, slip.out) == (1, "")
+        assert said in slip.err
+        assert "Traceback" not in slip.err
+    assert "empty" in run("mmer", "generate", package.folder, "--prompt", " ").err
+    assert run("mmer", "generate", package.folder, "--prompt", "x", "--media", "image").code == 2
 
 
 # mistakes

@@ -16,11 +16,13 @@ from omnireg.cli.output import (
 from omnireg.errors import to_type
 from omnireg.outputs import check_free
 
+_FILE = click.Path(exists=True, path_type=Path)
+
 
 @click.group("mmer")
 @common_options
 def mmer_command() -> None:
-    """Look into a decoupled package, or take one model out of it.
+    """Look into a decoupled package, ask it, add to it, or take one model out of it.
 
     A package is made by ``omnireg merge`` with ``merge_method: mmer`` and ``output: package``.
     """
@@ -143,3 +145,52 @@ def add_command(
     click.echo(f"{out}: {fingerprint[:12]}, {package} and {modality}")
     if not no_record:
         hint(f"next: {to_type('mmer', 'inspect', out)}")
+
+
+@mmer_command.command("generate")
+@click.argument("package", type=click.Path(path_type=Path))
+@click.option("--prompt", required=True, help="What to ask.")
+@click.option("--image", multiple=True, type=_FILE, help="A picture.")
+@click.option("--audio", multiple=True, type=_FILE, help="A sound: WAV.")
+@click.option("--video", multiple=True, type=_FILE, help="A film: GIF, a folder of pictures, .npy.")
+@click.option(
+    "--media", multiple=True, metavar="MODALITY=FILE", help="A medium of any other modality."
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--text-routing", default="auto", show_default=True, help="Weights of text tokens.")
+@click.option(
+    "--storage", default="materialised", show_default=True, help="materialised or packed."
+)
+@click.option("--dtype", help="To compute in [default: the package's].")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--chat/--no-chat", default=True, help="Use the tokenizer's chat template.")
+@common_options
+@click.pass_obj
+def generate_command(
+    settings: Settings,
+    /,
+    package: Path,
+    prompt: str,
+    image: tuple[Path, ...],
+    audio: tuple[Path, ...],
+    video: tuple[Path, ...],
+    media: tuple[str, ...],
+    **how: Any,
+) -> None:
+    """Ask the model in PACKAGE, with any mix of media; every token runs with its own weights.
+
+    Media whose placeholder the prompt does not have are put before it.
+    """
+    from omnireg.routed.asking import ask
+
+    files = [("image", f) for f in image] + [("audio", f) for f in audio]
+    files += [("video", f) for f in video] + [_modality_file(said) for said in media]
+    answer = ask(package, prompt, files, **how)
+    print_json(answer.to_json()) if settings.as_json else click.echo(answer.text)
+
+
+def _modality_file(said: str) -> tuple[str, Path]:
+    modality, equals, file = said.partition("=")
+    if not equals or not Path(file).exists():
+        raise click.BadParameter(f"{said}: give MODALITY=FILE, with a file that exists")
+    return modality, Path(file)

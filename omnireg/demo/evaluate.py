@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoTokenizer,
     LlavaForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
     Qwen2AudioForConditionalGeneration,
     Qwen2ForCausalLM,
-    WhisperFeatureExtractor,
 )
 
-from omnireg.demo import speech
 from omnireg.demo.tasks import Array, Item
+from omnireg.routed.readers import HostReader
 
 MAX_NEW_TOKENS = 8
 
@@ -65,89 +60,11 @@ class Score:
         }
 
 
-class Reader(Protocol):
-    """Turns the media of one modality into what its model takes."""
-
-    token: str
-
-    def read(self, media: Sequence[Array]) -> tuple[dict[str, Tensor], list[int]]:
-        """Model inputs with one row per medium, and the placeholder tokens each one needs."""
-
-
-class ImageReader:
-    """Images for LLaVA, through the image processor saved with the model."""
-
-    def __init__(self, folder: Path, config: Any) -> None:
-        """Take the settings from a checkpoint folder and the model's configuration."""
-        self.token = "<image>"
-        self._processor = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
-        vision = config.vision_config
-        self._tokens = (vision.image_size // vision.patch_size) ** 2
-
-    def read(self, media: Sequence[Array]) -> tuple[dict[str, Tensor], list[int]]:
-        """See `Reader.read`."""
-        images = [Image.fromarray(array).convert("RGB") for array in media]
-        pixels = self._processor(images=images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixels}, [self._tokens] * len(media)
-
-
-class AudioReader:
-    """Waveforms for Qwen2-Audio, through the feature extractor saved with the model."""
-
-    def __init__(self, folder: Path, config: Any) -> None:
-        """Take the settings from a checkpoint folder and the model's configuration."""
-        self.token = "<|AUDIO|>"
-        self._extractor = WhisperFeatureExtractor.from_pretrained(folder)
-
-    def read(self, media: Sequence[Array]) -> tuple[dict[str, Tensor], list[int]]:
-        """See `Reader.read`."""
-        features = self._extractor(
-            list(media),
-            sampling_rate=speech.SAMPLE_RATE,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
-        mask = features["attention_mask"]
-        # The encoder halves the frames twice: a strided convolution, then a pooling.
-        tokens = ((mask.sum(-1) - 1) // 2 - 1) // 2 + 1
-        inputs = {"input_features": features["input_features"], "feature_attention_mask": mask}
-        return inputs, tokens.tolist()
-
-
-class VideoReader:
-    """Videos for LLaVA-OneVision, as its video processor would prepare them.
-
-    The transformers class needs torchvision, so its saved settings are followed with numpy;
-    the frames already have the model's size, which leaves scaling and normalising.
-    """
-
-    def __init__(self, folder: Path, config: Any) -> None:
-        """Take the settings from a checkpoint folder and the model's configuration."""
-        self.token = "<video>"
-        saved = json.loads((folder / "video_preprocessor_config.json").read_text("utf-8"))
-        self._size = (saved["size"]["height"], saved["size"]["width"])
-        self._factor = saved["rescale_factor"]
-        self._mean = np.array(saved["image_mean"], np.float32)
-        self._std = np.array(saved["image_std"], np.float32)
-        side = config.vision_config.image_size // config.vision_config.patch_size
-        self._tokens_per_frame = ((side + 1) // 2) ** 2
-
-    def read(self, media: Sequence[Array]) -> tuple[dict[str, Tensor], list[int]]:
-        """See `Reader.read`."""
-        videos = np.stack(list(media))
-        if videos.shape[2:] != self._size:
-            raise ValueError(f"frames of {videos.shape[2:]} pixels, expected {self._size}")
-        scaled = videos[..., None].astype(np.float32) * self._factor
-        pixels = torch.from_numpy((scaled - self._mean) / self._std).permute(0, 1, 4, 2, 3)
-        # One more token ends the video, LLaVA-OneVision's learnt newline.
-        tokens = videos.shape[1] * self._tokens_per_frame + 1
-        return {"pixel_values_videos": pixels.contiguous()}, [tokens] * len(media)
-
-
-_READERS: dict[str, Callable[[Path, Any], Reader]] = {
-    "llava": ImageReader,
-    "qwen2_audio": AudioReader,
-    "llava_onevision": VideoReader,
+#: class → what its processor calls its media, and the placeholder of one
+_MEDIA = {
+    "llava": ("images", "<image>"),
+    "qwen2_audio": ("audio", "<|AUDIO|>"),
+    "llava_onevision": ("videos", "<video>"),
 }
 
 
@@ -157,19 +74,25 @@ class Subject:
 
     model: Any
     tokenizer: Any
-    reader: Reader | None
+    reader: HostReader | None
+    #: of one medium; a text model takes none, and has one that occurs nowhere
+    placeholder: str = "\0"
+
+    def read(self, media: Sequence[Array]) -> tuple[dict[str, Tensor], list[int]]:
+        """Return model inputs with one row per medium, and how many tokens each one needs."""
+        if not media:
+            return {}, []
+        if self.reader is None:
+            raise ValueError("a text model takes no media")
+        features = self.reader(media)
+        del features["input_ids"]
+        return features, features.pop("attention_mask").sum(1).tolist()
 
     def inputs(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """A left-padded batch of prompts with their media."""
-        media = [array for item in items for array in item.media]
-        features: dict[str, Tensor] = {}
-        prompts = [item.prompt for item in items]
-        if media:
-            if self.reader is None:
-                raise ValueError("a text model takes no media")
-            features, counts = self.reader.read(media)
-            counter = iter(counts)
-            prompts = [expand(prompt, self.reader.token, counter) for prompt in prompts]
+        features, counts = self.read([array for item in items for array in item.media])
+        counter = iter(counts)
+        prompts = [expand(item.prompt, self.placeholder, counter) for item in items]
         encoded = self.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         return {"input_ids": ids, "attention_mask": mask, **features}
@@ -196,11 +119,12 @@ def load(folder: Path | str) -> Subject:
     folder = Path(folder)
     config = AutoConfig.from_pretrained(folder)
     model = _MODELS[config.model_type].from_pretrained(folder, dtype=torch.float32).eval()
-    reader = _READERS.get(config.model_type)
+    argument, placeholder = _MEDIA.get(config.model_type, ("", "\0"))
     return Subject(
         model=model,
         tokenizer=AutoTokenizer.from_pretrained(folder),
-        reader=reader(folder, config) if reader else None,
+        reader=HostReader(folder, argument, placeholder) if argument else None,
+        placeholder=placeholder,
     )
 
 

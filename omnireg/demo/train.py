@@ -49,7 +49,7 @@ from transformers import (
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from omnireg.demo import evaluate, speech, tasks
-from omnireg.demo.tasks import Array, Item, Modality
+from omnireg.demo.tasks import Item, Modality
 
 SEED = 20
 
@@ -277,15 +277,14 @@ class Corpus:
         """Tokenise the items and read their media with what goes with the model."""
         media = list({id(array): array for item in items for array in item.media}.values())
         place = {id(array): index for index, array in enumerate(media)}
-        self.features, counts = _read(subject.reader, media)
+        self.features, counts = subject.read(media)
         self.pad: int = subject.tokenizer.pad_token_id
         eos: int = subject.tokenizer.eos_token_id
-        token = subject.reader.token if subject.reader else "\0"
         prompts, used = [], []
         for item in items:
             used.append([place[id(array)] for array in item.media])
             lengths = iter(counts[index] for index in used[-1])
-            prompts.append(evaluate.expand(item.prompt, token, lengths))
+            prompts.append(evaluate.expand(item.prompt, subject.placeholder, lengths))
         asked = subject.tokenizer(prompts)["input_ids"]
         told = subject.tokenizer([item.answer for item in items])["input_ids"]
         self.examples = [
@@ -313,16 +312,10 @@ class Corpus:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, **features}
 
 
-def _read(
-    reader: evaluate.Reader | None, media: Sequence[Array]
-) -> tuple[dict[str, Tensor], list[int]]:
-    return reader.read(media) if reader and media else ({}, [])
-
-
 def pretrain_encoder(host: Any, modality: Modality, subject: evaluate.Subject, seed: int) -> None:
     """Teach the encoder to tell its media apart, through a linear probe thrown away after."""
     clips = tasks.clips(modality, "train")
-    features, _ = _read(subject.reader, [clip.array for clip in clips])
+    features, _ = subject.read([clip.array for clip in clips])
     notes = sorted({clip.note for clip in clips})
     digits = torch.tensor([clip.digit for clip in clips])
     kinds = torch.tensor([notes.index(clip.note) for clip in clips])

@@ -56,16 +56,24 @@ def load(
 
     Raises:
         CheckpointError: no package, or a damaged one.
-        ConfigError: no such storage or text routing.
+        ConfigError: no such storage, text routing, dtype or device.
     """
+    place = _device(device)
     opened = package if isinstance(package, Package) else Package(package)
     layouts = (plugins or PluginHost()).layouts
     model = OmniModel(opened, JointVocabulary(opened, layouts), _dtype(opened, dtype))
     model.storage = _storage(storage)
     model.text_routing = check_rule(text_routing, model.model_of)
     placed: Any = model
-    placed.to(torch.device(device)).eval()
+    placed.to(place).eval()
     return model
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as exc:
+        raise ConfigError(f"device {device}: {' '.join(str(exc).split())}; try cpu") from exc
 
 
 def _dtype(package: Package, dtype: torch.dtype | str | None) -> torch.dtype:

@@ -88,7 +88,12 @@ class OmniProcessor:
         return Inputs({**found, "media": made} if made else found)
 
     def reader(self, modality: str) -> HostReader:
-        """Return the processor of a modality's host."""
+        """Return the processor of a modality's host.
+
+        Raises:
+            ConfigError: the package takes in no such modality.
+        """
+        self._check_known(modality)
         if modality not in self._readers:
             placeholder = self._vocabulary.placeholders[modality]
             folder = self._vocabulary.package.host_folder(placeholder.model)
@@ -103,20 +108,23 @@ class OmniProcessor:
         return found
 
     def _check(self, rows: Sequence[Sequence[int]], given: Mapping[str, Sequence[Any]]) -> None:
-        known = self._vocabulary.placeholders
         for sense in given:
-            if sense not in known:
-                raise ConfigError(
-                    f"no modality {sense!r}{did_you_mean(sense, known)}: the package takes in"
-                    f" {', '.join(known)}"
-                )
-        for sense, placeholder in known.items():
+            self._check_known(sense)
+        for sense, placeholder in self._vocabulary.placeholders.items():
             asked = sum(row.count(placeholder.id) for row in rows)
             if asked != len(given.get(sense, ())):
                 raise ConfigError(
                     f"{sense}: {asked} {placeholder.text} in the text, but"
                     f" {len(given.get(sense, ()))} media; write one {placeholder.text} for each"
                 )
+
+    def _check_known(self, modality: str) -> None:
+        known = self._vocabulary.placeholders
+        if modality not in known:
+            raise ConfigError(
+                f"no modality {modality!r}{did_you_mean(modality, known)}: the package takes in"
+                f" {', '.join(known) or 'text alone'}"
+            )
 
     def _segments(self, sense: str, inputs: Mapping[str, Any]) -> list[list[int]]:
         """Return, for every medium, the joint ids that take its placeholder's place."""

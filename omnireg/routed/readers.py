@@ -12,8 +12,7 @@ from PIL import Image
 
 from omnireg.errors import CheckpointError, ConfigError
 from omnireg.loading import quiet
-
-Array = np.ndarray[Any, Any]
+from omnireg.routed.media import Array, film, picture, read_film, read_picture, read_sound
 
 
 class HostReader:
@@ -38,9 +37,9 @@ class HostReader:
         given: list[Any] = list(media)
         extra: dict[str, Any] = {}
         if self._argument == "images":
-            given = [[_picture(medium)] for medium in given]
+            given = [[picture(medium)] for medium in given]
         elif self._argument == "videos":
-            given = [np.stack([np.asarray(_picture(frame)) for frame in film]) for film in given]
+            given = [film(medium) for medium in given]
         elif self._argument == "audio":
             extra["sampling_rate"] = self.sampling_rate
         try:
@@ -51,6 +50,21 @@ class HostReader:
         except (ValueError, TypeError, IndexError) as exc:
             raise ConfigError(f"{self._argument}: {' '.join(str(exc).split())}") from exc
         return dict(found)
+
+    def open(self, path: Path) -> Any:
+        """Read a medium out of a file.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        match self._argument:
+            case "images":
+                return read_picture(path)
+            case "audio":
+                return read_sound(path, self.sampling_rate)
+            case "videos":
+                return read_film(path)
+        raise ConfigError(f"no way is known to read {self._argument} out of a file")
 
     @property
     def sampling_rate(self) -> int:
@@ -74,13 +88,6 @@ class HostReader:
             raise CheckpointError(
                 f"cannot load the processor in {self._folder}: {' '.join(str(exc).split())}"
             ) from exc
-
-
-def _picture(medium: Any) -> Any:
-    if isinstance(medium, Image.Image):
-        return medium.convert("RGB")
-    array = np.asarray(medium)
-    return Image.fromarray(array).convert("RGB")
 
 
 class Frames:
@@ -111,12 +118,12 @@ class Frames:
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
     def _sized(self, frame: Any) -> Array:
-        picture: Image.Image = _picture(frame)
+        shown = picture(frame)
         size = self._said.get("size") or {}
         wanted = (int(size.get("width", 0)), int(size.get("height", 0)))
-        if self._said.get("do_resize", True) and all(wanted) and picture.size != wanted:
-            picture = picture.resize(wanted, Image.Resampling(self._said.get("resample", 3)))
-        return np.asarray(picture)
+        if self._said.get("do_resize", True) and all(wanted) and shown.size != wanted:
+            shown = shown.resize(wanted, Image.Resampling(self._said.get("resample", 3)))
+        return np.asarray(shown)
 
 
 def _without_torchvision(folder: Path) -> Any:
