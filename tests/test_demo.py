@@ -90,6 +90,18 @@ def test_mmer_keeps_most_and_the_base_in_a_host_least(told: story.Story) -> None
     assert kept[story.IN_HOST] < min(others)
 
 
+def test_one_routed_model_is_all_of_them_and_the_base(told: story.Story) -> None:
+    """Each modality scores as its own merge; text alone as the base; two senses above chance."""
+    rows = {row.method: row for row in told.rows}
+    routed, alone = rows[story.ROUTED], rows["mmer"]
+    for sense in story.SENSES:
+        assert routed.scores[sense].correct == pytest.approx(alone.scores[sense].correct, abs=1)
+    assert routed.base_tasks is not None
+    assert routed.base_tasks.correct == told.base.correct
+    for pair, score in told.pairs.items():
+        assert score.accuracy > told.chance[pair] + 0.3
+
+
 def test_extending_a_modality_cost_language(told: story.Story) -> None:
     """On the base's tasks every host's own language model is far behind the base."""
     assert told.base.accuracy > 0.85
@@ -154,6 +166,7 @@ def test_a_second_run_keeps_what_the_first_one_merged(told: story.Story, run: Ru
     shown = json.loads(run("demo", told.folder, "--items", "20", "--json").out)
     assert [row["method"] for row in shown["rows"]] == [
         "own model", "base in host", "average", "delta_weighted", "omni_ties", "mmer",
+        story.ROUTED,
     ]  # fmt: skip
 
 

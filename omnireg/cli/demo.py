@@ -53,11 +53,17 @@ def _print_story(story: "Story") -> None:
     lost = ", ".join(f"{s} {_share(c)}" for s, c in story.hosts_on_base_tasks.items())
     count = story.base.n
     click.echo(f"\nBase tasks, n = {count}: the base {_share(story.base)}; the hosts' own {lost}.")
+    asked = ", ".join(
+        f"{pair} {_share(score)} (chance {story.chance[pair]:.2f})"
+        for pair, score in story.pairs.items()
+    )
+    click.echo(f"\nQuestions about two senses at once, never trained together: {asked}.")
     click.echo(f"\nWhat mmer-image was made of:\n\n{story.lineage.rstrip()}")
     hint(
         f"\nnext: cd {story.folder} && omnireg list\n"
         "      omnireg lineage base --direction down\n"
-        "      omnireg merge recipes/mmer-audio.yml mine"
+        "      omnireg mmer inspect omni\n"
+        '      omnireg mmer generate omni --prompt "Continue: 2 4 6"'
     )
 
 

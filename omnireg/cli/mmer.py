@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from omnireg.cli.calibrate import calibrate_command
 from omnireg.cli.output import (
     Settings,
     common_options,
@@ -22,10 +23,13 @@ _FILE = click.Path(exists=True, path_type=Path)
 @click.group("mmer")
 @common_options
 def mmer_command() -> None:
-    """Look into a decoupled package, ask it, add to it, or take one model out of it.
+    """Look into a decoupled package, ask it, add to it, or take one model out.
 
     A package is made by ``omnireg merge`` with ``merge_method: mmer`` and ``output: package``.
     """
+
+
+mmer_command.add_command(calibrate_command)
 
 
 def _check_name_free(settings: Settings, name: str, out: Path) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from omnireg.demo.tasks import Array, Item
+from omnireg.routed import OmniModel
 from omnireg.routed.readers import HostReader
 
 MAX_NEW_TOKENS = 8
@@ -108,6 +109,33 @@ class Subject:
         return answers
 
 
+class Answering(Protocol):
+    """Whatever answers a batch of items."""
+
+    def answers(self, items: Sequence[Item]) -> list[str]:
+        """Answers to one batch of items."""
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The routed model of a package; a batch may mix items of all senses."""
+
+    model: OmniModel
+
+    def answers(self, items: Sequence[Item]) -> list[str]:
+        """Greedy answers to one batch of items."""
+        media: dict[str, Any] = {}
+        for item in items:
+            senses = item.modality.split("+")
+            for number, array in enumerate(item.media):
+                media.setdefault(senses[number % len(senses)], []).append(array)
+        inputs = self.model.processor([item.prompt for item in items], **media)
+        with torch.inference_mode():
+            output = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return self.model.processor.batch_decode(new, skip_special_tokens=True)
+
+
 def expand(prompt: str, token: str, counts: Iterator[int]) -> str:
     """Repeat each placeholder as often as its medium has features."""
     first, *others = prompt.split(token)
@@ -129,7 +157,7 @@ def load(folder: Path | str) -> Subject:
 
 
 def score(
-    subject: Subject | Path | str,
+    subject: Answering | Path | str,
     items: Sequence[Item],
     *,
     batch_size: int = 256,
@@ -139,7 +167,7 @@ def score(
 
     `on_progress` is told after each batch how many items it had.
     """
-    if not isinstance(subject, Subject):
+    if isinstance(subject, Path | str):
         subject = load(subject)
     asked = Counter(item.skill for item in items)
     right: Counter[str] = Counter()

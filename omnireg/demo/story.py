@@ -6,6 +6,7 @@ recorded in a registry of the demo's own.
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from omnireg.errors import EvaluationError
 from omnireg.registry import Drawing, Kind, Parent, Registry, Role, render
 
 if TYPE_CHECKING:
-    from omnireg.demo.evaluate import Score
+    from omnireg.demo.evaluate import Routed, Score
     from omnireg.demo.tasks import Item
     from omnireg.host import PluginHost
 
@@ -32,6 +33,10 @@ STRATEGIES = {
     "mmer": "parameters: {density: 0.5, scale: 1.0, mask_lambda: 0.5, mask_of: family/{host}}\n",
 }
 IN_HOST = "base in host"
+ROUTED = "mmer, one routed model"
+#: a package of all three, and the pairs of senses that no model was ever trained on together
+PACKAGE = "omni"
+PAIRS = ("image+audio", "image+video", "audio+video")
 _MARK = "registry.db"
 
 Say = Callable[[str], None]
@@ -65,12 +70,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Story:
-    """What the demo found: the retention table, and the language the hosts lost."""
+    """What the demo found.
+
+    Attributes:
+        folder: where everything is.
+        rows: the retention table.
+        base: the base on its own tasks.
+        hosts_on_base_tasks: the language the hosts lost.
+        pairs: the routed model on questions about two senses at once.
+        chance: how often the most frequent answer to them is right.
+        lineage: of one merge, as a tree.
+    """
 
     folder: Path
     rows: tuple[Row, ...]
     base: "Score"
     hosts_on_base_tasks: "dict[str, Score]"
+    pairs: "dict[str, Score]"
+    chance: dict[str, float]
     lineage: str
 
     def to_json(self) -> dict[str, Any]:
@@ -82,6 +99,10 @@ class Story:
                 sense: score.to_json() for sense, score in self.hosts_on_base_tasks.items()
             },
             "rows": [row.to_json() for row in self.rows],
+            "pairs": {
+                pair: {**score.to_json(), "chance": self.chance[pair]}
+                for pair, score in self.pairs.items()
+            },
         }
 
 
@@ -150,6 +171,12 @@ def recipe(strategy: str, host: str | None) -> str:
     )
 
 
+def package_recipe() -> str:
+    """Return the recipe of the package, with the settings of the other merges."""
+    text = recipe("mmer", None).replace(", mask_of: family/", "")
+    return f"{text}omnireg: {{output: package}}\n"
+
+
 def _wanted() -> Iterator[tuple[str, str, str | None]]:
     """Yield (name, strategy, host) of every merge; MMER has no model without a modality."""
     for strategy in STRATEGIES:
@@ -172,6 +199,10 @@ def _merge_everything(book: Registry, folder: Path, tick: Tick) -> None:
             path.write_text(recipe(strategy, host), encoding="utf-8")
             if not _kept(book, name):
                 merge(path, name, name=name, registry=book, host=plugins)
+        path = Path("recipes") / f"{PACKAGE}.yml"
+        path.write_text(package_recipe(), encoding="utf-8")
+        if not _kept(book, PACKAGE):
+            merge(path, PACKAGE, name=PACKAGE, registry=book, host=plugins)
         _language_models(book, plugins)
 
 
@@ -202,11 +233,11 @@ def _record(book: Registry, name: str, kind: Kind, *parents: tuple[str, Role]) -
 
 def _kept(book: Registry, name: str) -> bool:
     """Whether an earlier run already made this; anything half-known is made again."""
-    from omnireg.checkpoint import Checkpoint
+    from omnireg.package import fingerprint_of
 
     record, folder = book.get(name), Path(name)
     if record and folder.is_dir():
-        if Checkpoint(name, folder.resolve()).fingerprint == record.fingerprint:
+        if fingerprint_of(folder.resolve()) == record.fingerprint:
             return True
         raise EvaluationError(f"{folder.resolve()} was changed since; remove it and run again")
     if folder.exists():
@@ -223,6 +254,8 @@ def _jobs() -> Iterator[tuple[str, str]]:
         yield f"base-in-{sense}", sense
     for name, _, host in _wanted():
         yield name, host or "base"
+    for modality in ("base", *SENSES, *PAIRS):
+        yield PACKAGE, modality
 
 
 def _place(folder: Path, name: str) -> Path:
@@ -253,11 +286,20 @@ def measure(folder: Path, modality: str, limit: int | None = None) -> "Score":
     """Score a checkpoint by greedy generation and exact match on a modality's test items."""
     from omnireg.demo.evaluate import score
     from omnireg.loading import quiet
+    from omnireg.package import is_package
 
     asked = _questions(modality)
     step = max(1, len(asked) // limit) if limit else 1
     with quiet(), _one_thread():
-        return score(folder, asked[::step])
+        return score(_routed(folder) if is_package(folder) else folder, asked[::step])
+
+
+@cache
+def _routed(folder: Path) -> "Routed":
+    from omnireg.demo.evaluate import Routed
+    from omnireg.routed import load
+
+    return Routed(load(folder, dtype="float32"))
 
 
 @contextmanager
@@ -275,18 +317,31 @@ def _one_thread() -> Iterator[None]:
 
 @cache
 def _questions(modality: str) -> "tuple[Item, ...]":
-    from omnireg.demo.tasks import items
+    from omnireg.demo import tasks
 
-    return items(modality, "test")  # type: ignore[arg-type]
+    first, _, second = modality.partition("+")
+    if second:
+        return tasks.larger_items(first, second)  # type: ignore[arg-type]
+    return tasks.items(modality, "test")  # type: ignore[arg-type]
 
 
 def _story(folder: Path, scores: "dict[tuple[str, str], Score]", lineage: str) -> Story:
     own = {sense: scores[sense, sense] for sense in SENSES}
     names = {"own model": "{}", IN_HOST: "base-in-{}", **{s: f"{s}-{{}}" for s in STRATEGIES}}
+    names[ROUTED] = PACKAGE
     rows = []
     for method, pattern in names.items():
         found = {sense: scores[pattern.format(sense), sense] for sense in SENSES}
         kept = {s: found[s].accuracy / max(own[s].accuracy, 1e-9) for s in SENSES}
-        rows.append(Row(method, found, kept, scores.get((method, "base"))))
+        on_base = scores.get((PACKAGE if method == ROUTED else method, "base"))
+        rows.append(Row(method, found, kept, on_base))
+    pairs = {pair: scores[PACKAGE, pair] for pair in PAIRS}
+    chance = {pair: _chance(_questions(pair)) for pair in PAIRS}
     words = {sense: scores[f"{sense}-words", "base"] for sense in SENSES}
-    return Story(folder, tuple(rows), scores["base", "base"], words, lineage)
+    return Story(folder, tuple(rows), scores["base", "base"], words, pairs, chance, lineage)
+
+
+def _chance(asked: "tuple[Item, ...]") -> float:
+    """Return how often the most frequent answer is right."""
+    answers = Counter(item.answer for item in asked)
+    return max(answers.values()) / len(asked)

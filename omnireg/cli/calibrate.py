@@ -1,0 +1,128 @@
+"""``omnireg mmer calibrate``."""
+
+import json
+import shlex
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from omnireg.cli.output import Settings, common_options, hint, print_json, print_table, progress_bar
+from omnireg.errors import ConfigError, EvaluationError, to_type
+
+_SHOWN = 10
+
+
+@click.command("calibrate")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--grid", multiple=True, metavar="P=…", help="Values to try: P=a,b,c or P=start:stop:step."
+)
+@click.option(
+    "--by", default="fit", show_default=True, help="Without scores: fit, l1, l2 or cosine."
+)
+@click.option(
+    "--score-command",
+    metavar="CMD",
+    help="Score a package ({} is its folder): print a number, or a JSON object by modality.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the chosen recipe here.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw a heat map here.")
+@click.option(
+    "--surface", type=click.Path(path_type=Path), help="Keep finished trials here, and go on."
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(min=0),
+    default=1 << 18,
+    show_default=True,
+    help="Without scores: elements of a tensor to look at; 0 for all.",
+)
+@common_options
+@click.pass_obj
+def calibrate_command(
+    settings: Settings,
+    /,
+    config: Path,
+    grid: tuple[str, ...],
+    by: str,
+    score_command: str | None,
+    out: Path | None,
+    plot: Path | None,
+    surface: Path | None,
+    sample: int,
+) -> None:
+    """Choose density, scale and masks of the recipe CONFIG.
+
+    Without scores the weights say how close each decoupled model comes to its original; nothing is
+    merged. With --score-command every setting is merged and scored. Without --grid, density, scale
+    and mask_lambda are searched as far as CONFIG does not set them.
+    """
+    from omnireg.workflows import calibrate, parse_grid
+
+    if out is not None and out.exists():
+        raise ConfigError(f"{out} exists; choose another file for the recipe")
+    with progress_bar(settings.quiet) as progress:
+        found = calibrate(
+            config,
+            parse_grid(grid),
+            by=by,
+            score=_scorer(score_command) if score_command else None,
+            sample=sample,
+            surface=surface,
+            progress=progress,
+        )
+    if plot is not None:
+        from omnireg.workflows.charts import heat_map
+
+        heat_map(found.trials, plot, found.criterion)
+    if out is not None:
+        try:
+            out.write_text(found.text, encoding="utf-8")
+        except OSError as exc:
+            raise ConfigError(f"cannot write {out}: {exc.strerror}") from exc
+    if settings.as_json:
+        print_json(found.to_json())
+        return
+    names = list(found.trials[0].point)
+    senses = list(found.trials[0].values)
+    rows = [
+        (*(t.point[n] for n in names), *(t.values[s] for s in senses), t.mean)
+        for t in found.trials[:_SHOWN]
+    ]
+    print_table((*names, *(s or found.criterion for s in senses), "mean"), rows)
+    click.echo(f"\nthe best {len(rows)} of {len(found.trials)} by {found.criterion}; chosen:\n")
+    click.echo(found.text.rstrip())
+    hint(f"\nnext: {to_type('merge', out or 'RECIPE.yml', 'omni')}")
+
+
+def _scorer(command: str) -> Any:
+    """Return what runs a command on a package and reads what it prints last."""
+    try:
+        words = shlex.split(command)
+    except ValueError as exc:
+        raise ConfigError(f"--score-command: {exc}") from exc
+    if not any("{}" in word for word in words):
+        words.append("{}")
+
+    def score(package: Path) -> float | Mapping[str, float]:
+        line = [word.replace("{}", str(package)) for word in words]
+        try:
+            done = subprocess.run(line, capture_output=True, text=True, check=False)
+        except OSError as exc:
+            raise EvaluationError(f"cannot run {words[0]}: {exc.strerror}") from exc
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing"]
+            raise EvaluationError(f"{words[0]} failed with {done.returncode}: {said[0]}")
+        last = (done.stdout.strip().splitlines() or [""])[-1]
+        try:
+            found: float | Mapping[str, float] = json.loads(last)
+        except ValueError as exc:
+            raise EvaluationError(
+                f"{words[0]} printed {last!r} last; print a number, or a JSON object by modality"
+            ) from exc
+        return found
+
+    return score
