@@ -551,6 +551,7 @@ def test_a_package_is_asked_about_files(package: Package, tmp_path: Path, run: R
     assert told["prompt"] == "<image><|AUDIO|>\nWhich is larger?\n"
     assert told["prompt_tokens"]["image"] == 9
     for arguments, said in (
+        (("--image", "nowhere.png"), "there is no file nowhere.png"),
         (("--image", "seven.wav"), "cannot read seven.wav as a picture"),
         (("--audio", "three.png"), "ffmpeg -i three.png"),
         (("--video", "seven.wav"), "cannot read seven.wav as a film"),

@@ -17,7 +17,7 @@ from omnireg.cli.output import (
 from omnireg.errors import to_type
 from omnireg.outputs import check_free
 
-_FILE = click.Path(exists=True, path_type=Path)
+_FILE = click.Path(path_type=Path)
 
 
 @click.group("mmer")
@@ -195,6 +195,6 @@ def generate_command(
 
 def _modality_file(said: str) -> tuple[str, Path]:
     modality, equals, file = said.partition("=")
-    if not equals or not Path(file).exists():
-        raise click.BadParameter(f"{said}: give MODALITY=FILE, with a file that exists")
+    if not equals or not modality or not file:
+        raise click.BadParameter(f"{said}: give MODALITY=FILE")
     return modality, Path(file)

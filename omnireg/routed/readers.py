@@ -57,6 +57,8 @@ class HostReader:
         Raises:
             ConfigError: it cannot be read.
         """
+        if not path.exists():
+            raise ConfigError(f"there is no file {path}")
         match self._argument:
             case "images":
                 return read_picture(path)
