@@ -30,6 +30,7 @@ COMMANDS = {
     "check": ("scoring", "Look for signatures of failure in a checkpoint's scores."),
     "apply": ("declare", "Bring the registry to what manifests declare."),
     "export": ("declare", "Write the registry as a manifest."),
+    "publish": ("hub", "Publish a checkpoint to the Hugging Face Hub, with its lineage."),
     "events": ("declare", "Show who changed what, and when."),
     "sql": ("declare", "Ask the registry in SQL; nothing can be written."),
     "strategies": ("plugins", "List every merge method that can be used."),

@@ -13,6 +13,7 @@ from omnireg.registry import (
     checkpoints,
     events,
     lineage,
+    publications,
     ranking,
     reading,
     recording,
@@ -29,6 +30,7 @@ from omnireg.registry.records import (
     Event,
     Kind,
     Parent,
+    Publication,
     Run,
     RunStatus,
     Score,
@@ -379,6 +381,22 @@ class Registry:
         state = None if status is None else rules.state(RunStatus, status, "status")
         with self._database.reading() as session:
             return runs.latest(session, status=state, limit=limit)
+
+    # Publications
+
+    def add_publication(
+        self, checkpoint: str, repo: str, commit: str, *, url: str, branch: str | None = None
+    ) -> Publication:
+        """Record that a commit on the Hub holds a checkpoint; twice is once."""
+        with self._database.writing() as session:
+            owner = checkpoints.find(session, checkpoint)
+            row = publications.record(session, owner, repo, commit, url, branch)
+            return publications.to_publication(row)
+
+    def publications(self, checkpoint: str) -> list[Publication]:
+        """Return where a checkpoint was published, newest first."""
+        with self._database.reading() as session:
+            return publications.of(session, checkpoints.find(session, checkpoint))
 
     # Manifests
 

@@ -18,6 +18,7 @@ from omnireg.registry.tables import (
     CheckpointRow,
     EventRow,
     ParentRow,
+    PublicationRow,
     RunRow,
     ScoreRow,
 )
@@ -30,6 +31,7 @@ _TYPES: dict[type, SubjectType] = {
     BenchmarkRow: SubjectType.BENCHMARK,
     ScoreRow: SubjectType.SCORE,
     RunRow: SubjectType.RUN,
+    PublicationRow: SubjectType.PUBLICATION,
 }
 #: what says which score, alias, parent or run of the subject it is
 _TELLING = {
@@ -37,6 +39,7 @@ _TELLING = {
     ParentRow: ("role", "weight"),
     ScoreRow: ("metric", "value"),
     RunRow: ("out", "status"),
+    PublicationRow: ("repo", "commit"),
 }
 
 
@@ -125,7 +128,7 @@ def _plain(value: Any) -> Any:
 def _subject(row: Any, session: Session) -> str:
     if isinstance(row, ParentRow):
         return _name(row.child, row.child_id, session)
-    if isinstance(row, AliasRow | ScoreRow):
+    if isinstance(row, AliasRow | ScoreRow | PublicationRow):
         return _name(row.checkpoint, row.checkpoint_id, session)
     return str(row.name)
 

@@ -51,6 +51,7 @@ class SubjectType(StrEnum):
     BENCHMARK = "benchmark"
     SCORE = "score"
     RUN = "run"
+    PUBLICATION = "publication"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +217,29 @@ class Run:
             "started_at": timestamp(self.started_at),
             "finished_at": timestamp(self.finished_at) if self.finished_at else None,
             "error": self.error,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One commit on the Hub that holds a checkpoint."""
+
+    checkpoint: str
+    repo: str
+    commit: str
+    url: str
+    published_at: datetime
+    branch: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the publication as a JSON object."""
+        return {
+            "checkpoint": self.checkpoint,
+            "repo": self.repo,
+            "commit": self.commit,
+            "url": self.url,
+            "branch": self.branch,
+            "published_at": timestamp(self.published_at),
         }
 
 

@@ -193,6 +193,25 @@ class RunRow(Base):
     checkpoint: Mapped[CheckpointRow | None] = relationship()
 
 
+class PublicationRow(Base):
+    """Where a checkpoint was published; a commit is one publication, however often it is seen."""
+
+    __tablename__ = "publications"
+    __table_args__ = (UniqueConstraint("repo", "commit"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    checkpoint_id: Mapped[int] = mapped_column(
+        ForeignKey("checkpoints.id", ondelete="CASCADE"), index=True
+    )
+    repo: Mapped[str] = mapped_column(String(LONGEST_NAME))
+    commit: Mapped[str] = mapped_column(String(64))
+    url: Mapped[str] = mapped_column(Text)
+    branch: Mapped[str | None] = mapped_column(Text)
+    published_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+
+    checkpoint: Mapped[CheckpointRow] = relationship()
+
+
 class BenchmarkRow(Base):
     """A benchmark and its direction."""
 

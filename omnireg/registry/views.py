@@ -33,6 +33,9 @@ VIEWS = {
           r.strategy_distribution, r.strategy_version, r.engine, r.seed, r.recipe_digest,
           r.recipe_text, r.machine, r.started_at, r.finished_at, r.error
         FROM runs r LEFT JOIN checkpoints c ON c.id = r.checkpoint_id""",
+    "v_publications": """
+        SELECT c.name AS checkpoint, p.repo, p."commit", p.url, p.branch, p.published_at
+        FROM publications p JOIN checkpoints c ON c.id = p.checkpoint_id""",
     "v_events": """
         SELECT id, at, actor, action, subject_type, subject, details FROM events""",
 }

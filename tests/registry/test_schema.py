@@ -121,7 +121,7 @@ def test_an_older_schema_is_upgraded_by_a_write(
     """A read asks for the upgrade, a write does it and keeps what was there."""
     Registry(path).add_checkpoint("m", kind="base")
     add_revision(tmp_path, monkeypatch)
-    with pytest.raises(RegistryError, match=r"older schema 0002.* run `omnireg db upgrade`"):
+    with pytest.raises(RegistryError, match=r"older schema 0003.* run `omnireg db upgrade`"):
         Registry(path).checkpoints()
     registry = Registry(path)
     registry.add_checkpoint("n", kind="base")
@@ -150,7 +150,7 @@ def test_a_failed_upgrade_leaves_the_old_schema(
     with pytest.raises(RegistryError, match="no such table: nowhere"):
         Registry(path).upgrade()
     assert _definitions(path) == before
-    assert Registry(path).current() == "0002"
+    assert Registry(path).current() == "0003"
 
 
 def add_revision(folder: Path, monkeypatch: pytest.MonkeyPatch, last: str = "pass") -> None:
@@ -159,17 +159,17 @@ def add_revision(folder: Path, monkeypatch: pytest.MonkeyPatch, last: str = "pas
     (migrations / "versions").mkdir(parents=True)
     for file in schema.MIGRATIONS.rglob("*.py"):
         (migrations / file.relative_to(schema.MIGRATIONS)).write_text(file.read_text())
-    (migrations / "versions" / "r0003_third.py").write_text(
+    (migrations / "versions" / "r0004_fourth.py").write_text(
         "import sqlalchemy as sa\n"
         "from alembic import op\n"
-        "revision, down_revision = '0003', '0002'\n"
+        "revision, down_revision = '0004', '0003'\n"
         "def upgrade():\n"
         "    with op.batch_alter_table('checkpoints', recreate='always') as table:\n"
         "        table.add_column(sa.Column('stars', sa.Integer()))\n"
         f"    {last}\n"
     )
     monkeypatch.setattr(schema, "MIGRATIONS", migrations)
-    monkeypatch.setattr(schema, "HEAD", "0003")
+    monkeypatch.setattr(schema, "HEAD", "0004")
 
 
 @pytest.mark.parametrize(
@@ -208,12 +208,13 @@ def test_states_are_stored_as_their_words() -> None:
     assert [*RunStatus] == ["running", "done", "failed"]
 
 
-def test_a_populated_registry_of_every_revision_is_upgraded(path: Path) -> None:
-    """What revision 0001 held is all there, and can be asked in the new ways."""
+@pytest.mark.parametrize("revision", ["0001", "0002"])
+def test_a_populated_registry_of_every_revision_is_upgraded(path: Path, revision: str) -> None:
+    """What an older revision held is all there, and can be asked in the new ways."""
     with closing(sqlite3.connect(path)) as database:
-        database.executescript((DATA / "revision-0001.sql").read_text("utf-8"))
+        database.executescript((DATA / f"revision-{revision}.sql").read_text("utf-8"))
     registry = Registry(path)
-    with pytest.raises(RegistryError, match="older schema 0001"):
+    with pytest.raises(RegistryError, match=f"older schema {revision}"):
         registry.checkpoints()
     assert registry.upgrade() == schema.HEAD
     assert registry.check() == []
@@ -233,9 +234,15 @@ def test_a_populated_registry_of_every_revision_is_upgraded(path: Path) -> None:
     ]
     assert [run.status for run in registry.runs()] == [RunStatus.FAILED, RunStatus.DONE]
     assert [p.name for p in registry.leaderboard("MMLU")] == ["vision", "base"]
-    assert registry.sql("SELECT count(*) FROM v_events").rows == ((0,),)
+    before = len(registry.events("base"))
+    assert before == (1 if revision == "0002" else 0)
     registry.add_score("base", "MMLU", 1, metric="other")
-    assert len(registry.events("base")) == 1
+    registry.add_publication("base", "acme/base", "a" * 40, url="https://hub/acme/base")
+    assert len(registry.events("base")) == before + 2
+    with closing(sqlite3.connect(path)) as database:
+        for change in ("UPDATE events SET actor = 'x'", "DELETE FROM events"):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                database.execute(change)
 
 
 def test_every_earlier_revision_has_its_populated_registry() -> None:

@@ -1,0 +1,103 @@
+"""``omnireg publish``."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from omnireg.cli.output import Settings, common_options, hint, print_json, print_table
+from omnireg.errors import to_type
+
+if TYPE_CHECKING:
+    from omnireg.hub import PublicationPlan
+
+#: how often to show a new plan when somebody commits meanwhile
+_ATTEMPTS = 3
+
+
+@click.command("publish")
+@click.argument("name")
+@click.argument("repo")
+@click.option("--private/--public", default=True, help="Of a new repository [default: private].")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and stop.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--branch", default="main", show_default=True, help="Of the repository.")
+@click.option("--license", "licence", help="Of the result [default: follows from its parents'].")
+@common_options
+@click.pass_obj
+def publish_command(
+    settings: Settings,
+    /,
+    name: str,
+    repo: str,
+    private: bool,
+    dry_run: bool,
+    yes: bool,
+    create_pr: bool,
+    branch: str,
+    licence: str | None,
+) -> None:
+    """Publish the checkpoint NAME to REPO (org/name) as one commit.
+
+    Weights, card, recipe, lineage and scores. What is already there is not sent again; publishing
+    the same thing twice commits nothing.
+    """
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    from omnireg.hub import plan_publication, publish
+    from omnireg.hub.client import Stale
+
+    if settings.quiet or settings.as_json or not sys.stderr.isatty():
+        disable_progress_bars()
+    with settings.open_registry() as book:
+        for attempt in range(_ATTEMPTS):
+            plan = plan_publication(
+                book, name, repo, private=private, branch=branch, licence=licence
+            )
+            if settings.as_json and dry_run:
+                print_json(plan.to_json())
+                return
+            if not settings.as_json:
+                _show(plan)
+            if dry_run:
+                return
+            if plan.changes and not yes:
+                _ask(plan)
+            try:
+                made = publish(book, plan, create_pr=create_pr)
+                break
+            except Stale as exc:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                hint(str(exc))
+    if settings.as_json:
+        print_json(made.to_json())
+        return
+    if not made.files:
+        click.echo(f"{repo} holds all of it already: nothing was committed")
+        return
+    click.echo(made.pull_request or made.url)
+    hint(f"next: {to_type('show', name)}")
+
+
+def _show(plan: "PublicationPlan") -> None:
+    print_table(
+        ("file", "", "bytes"),
+        [(item.path, str(item.state), f"{item.size:,}") for item in plan.items],
+    )
+    where = plan.repo if plan.branch == "main" else f"{plan.repo} ({plan.branch})"
+    seen = "private" if plan.private else "public"
+    there = "" if plan.head else ", which will be made"
+    size = sum(item.size for item in plan.changes)
+    click.echo(f"\n{len(plan.changes)} files, {size:,} bytes, to the {seen} {where}{there}")
+    if plan.card_diff:
+        click.echo(f"\n{plan.card_diff.rstrip()}")
+    for warning in plan.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _ask(plan: "PublicationPlan") -> None:
+    if not sys.stdin.isatty():
+        raise click.UsageError("nobody is there to confirm this: add --yes, or --dry-run to look")
+    click.confirm(f"Publish {plan.name} to {plan.repo}?", abort=True, err=True)

@@ -1,0 +1,372 @@
+"""Plan, show, commit: a checkpoint becomes one commit of a repository on the Hub."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+from omnireg.digests import file_sha256
+from omnireg.errors import CheckpointError, PublishError
+from omnireg.hub import card
+from omnireg.hub.client import Stale, client, translated
+from omnireg.hub.lineage import Dossier, dossier, manifest
+from omnireg.hub.results import model_index, result_files
+from omnireg.package import fingerprint_of
+from omnireg.registry import Registry
+
+CARD, RECIPE, MANIFEST = "README.md", "recipe.yml", "omnireg.manifest.yaml"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_OURS = (".safetensors", ".safetensors.index.json")
+
+
+class State(StrEnum):
+    """What a commit does to a file."""
+
+    NEW = "new"
+    CHANGED = "changed"
+    SAME = "same"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file of the plan; its content is a path or text, or nothing if it is deleted."""
+
+    path: str
+    state: State
+    size: int
+    content: Path | bytes | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the file as a JSON object."""
+        return {"path": self.path, "state": str(self.state), "bytes": self.size}
+
+
+@dataclass(frozen=True)
+class PublicationPlan:
+    """What a publish will do.
+
+    Attributes:
+        name: of the checkpoint.
+        repo: where it goes.
+        branch: of the repository.
+        private: whether a new repository is private; what an existing one is.
+        head: the commit that is there, or None where there is no repository.
+        items: every file.
+        card_diff: of the card, as ``diff -u`` writes it.
+        warnings: what to look at before going on.
+    """
+
+    name: str
+    repo: str
+    branch: str
+    private: bool
+    head: str | None
+    items: tuple[Item, ...]
+    card_diff: str
+    warnings: tuple[str, ...]
+    branch_exists: bool = True
+
+    @property
+    def changes(self) -> list[Item]:
+        """The files that the commit is about."""
+        return [item for item in self.items if item.state is not State.SAME]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as ``omnireg publish --dry-run --json`` prints it."""
+        return {
+            "name": self.name,
+            "repo": self.repo,
+            "branch": self.branch,
+            "private": self.private,
+            "exists": self.head is not None,
+            "commit": self.head,
+            "files": [item.to_json() for item in self.items],
+            "card_diff": self.card_diff,
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was published."""
+
+    repo: str
+    commit: str
+    url: str
+    files: int
+    pull_request: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the receipt as ``omnireg publish --json`` prints it."""
+        return {
+            "repo": self.repo,
+            "commit": self.commit,
+            "url": self.url,
+            "files": self.files,
+            "pull_request": self.pull_request,
+        }
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """A repository as it is: its head, and every file's identity."""
+
+    head: str | None = None
+    private: bool | None = None
+    files: Mapping[str, str] = None  # type: ignore[assignment]
+    branch_exists: bool = True
+
+
+def plan_publication(
+    book: Registry,
+    name: str,
+    repo: str,
+    *,
+    private: bool = True,
+    branch: str = "main",
+    licence: str | None = None,
+) -> PublicationPlan:
+    """Find out what a publish would do; nothing is changed, here or there.
+
+    Args:
+        book: the registry that knows the checkpoint.
+        name: of the checkpoint.
+        repo: ``org/name``.
+        private: whether a repository that has to be made is private.
+        branch: where the commit goes.
+        licence: of the result; else what follows from its parents'.
+
+    Raises:
+        RegistryError: the checkpoint is not recorded.
+        CheckpointError: its files are gone, or are not what was recorded.
+        PublishError: the Hub cannot be asked, or says no.
+    """
+    found = dossier(book, name)
+    folder = _folder(found)
+    api = client()
+    with translated(repo, "looking at"):
+        api.whoami()
+        remote = _look(api, repo, branch)
+        old = _old_card(api, repo, remote)
+        derived, warnings = _licence(api, found, licence)
+    contents: dict[str, Path | bytes] = dict(_files(folder))
+    scores = found.scores[found.record.name]
+    data = card.metadata(found, derived)
+    index = model_index(repo.partition("/")[2], scores)
+    if index:
+        data["model-index"] = index
+    try:
+        text = card.compose(old, data, card.section(found, repo), repo.partition("/")[2])
+    except ValueError as exc:
+        raise PublishError(f"the card of {repo} cannot be read: {exc}; mend it there") from exc
+    contents[CARD] = text.encode()
+    contents[MANIFEST] = manifest(found, repo).encode()
+    if found.recipe:
+        contents[RECIPE] = found.recipe.encode()
+    contents |= {path: said.encode() for path, said in result_files(scores).items()}
+    items = tuple(_items(contents, remote.files))
+    return PublicationPlan(
+        found.record.name, repo, branch, private if remote.private is None else remote.private,
+        remote.head, items, _diff(old, text), tuple(warnings), remote.branch_exists,
+    )  # fmt: skip
+
+
+def publish(
+    book: Registry, plan: PublicationPlan, *, create_pr: bool = False, message: str | None = None
+) -> Receipt:
+    """Make the one commit of a plan, and record it; without changes nothing is committed.
+
+    If the answer is lost, the repository is looked at again: a commit that landed is a success.
+
+    Raises:
+        PublishError: the Hub said no; nothing was published.
+    """
+    api = client()
+    if not plan.changes and plan.head is not None:
+        url = f"{api.endpoint}/{plan.repo}/commit/{plan.head}"
+        return _recorded(book, plan, Receipt(plan.repo, plan.head, url, 0), None)
+    with translated(plan.repo, "publishing to"):
+        if plan.head is None:
+            api.create_repo(plan.repo, private=plan.private, exist_ok=True)
+            made = _look(api, plan.repo, plan.branch)
+            plan = replace(plan, head=made.head, branch_exists=made.branch_exists)
+        if not plan.branch_exists and not create_pr:
+            api.create_branch(plan.repo, branch=plan.branch, exist_ok=True)
+    info = _commit(api, plan, create_pr, message or f"Publish {plan.name} with omnireg")
+    return _recorded(book, plan, info, plan.branch)
+
+
+def _commit(api: Any, plan: PublicationPlan, create_pr: bool, message: str) -> Receipt:
+    try:
+        with translated(plan.repo, "publishing to"):
+            info = api.create_commit(
+                plan.repo, list(_operations(plan)), commit_message=message,
+                revision=plan.branch, parent_commit=plan.head, create_pr=create_pr or None,
+            )  # fmt: skip
+            return Receipt(
+                plan.repo, info.oid, str(info.commit_url), len(plan.changes), info.pr_url
+            )
+    except PublishError as error:
+        landed = None if create_pr else _landed(api, plan)
+        if landed is None:
+            raise
+        if isinstance(error, Stale) and landed == plan.head:
+            raise
+        url = f"{api.endpoint}/{plan.repo}/commit/{landed}"
+        return Receipt(plan.repo, landed, url, len(plan.changes))
+
+
+def _landed(api: Any, plan: PublicationPlan) -> str | None:
+    """Return the head of the repository if it holds what was to be published."""
+    try:
+        with translated(plan.repo, "looking at"):
+            remote = _look(api, plan.repo, plan.branch)
+    except PublishError:
+        return None
+    if remote.head is None or remote.head == plan.head:
+        return None
+    for item in plan.items:
+        is_there = item.path in remote.files
+        if item.state is State.DELETED:
+            if is_there:
+                return None
+        elif not is_there or not _is(item.content, remote.files[item.path]):
+            return None
+    return remote.head
+
+
+def _recorded(book: Registry, plan: PublicationPlan, made: Receipt, branch: str | None) -> Receipt:
+    book.add_publication(plan.name, made.repo, made.commit, url=made.url, branch=branch)
+    return made
+
+
+def _operations(plan: PublicationPlan) -> Iterator[Any]:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    for item in plan.changes:
+        if item.state is State.DELETED:
+            yield CommitOperationDelete(item.path)
+        else:
+            assert item.content is not None
+            yield CommitOperationAdd(item.path, item.content)
+
+
+# what is there
+
+
+def _look(api: Any, repo: str, branch: str) -> _Remote:
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    exists = True
+    try:
+        try:
+            info = api.model_info(repo, revision=branch, files_metadata=True)
+        except RevisionNotFoundError:
+            exists = False
+            info = api.model_info(repo, files_metadata=True)
+    except RepositoryNotFoundError:
+        return _Remote(files={})
+    files = {
+        file.rfilename: str(file.lfs.sha256 if file.lfs else file.blob_id)
+        for file in info.siblings or ()
+    }
+    return _Remote(info.sha, bool(info.private), files, exists)
+
+
+def _old_card(api: Any, repo: str, remote: _Remote) -> str:
+    if remote.head is None or CARD not in remote.files:
+        return ""
+    path = api.hf_hub_download(repo, CARD, revision=remote.head)
+    return Path(path).read_text(encoding="utf-8")
+
+
+def _licence(api: Any, found: Dossier, given: str | None) -> tuple[str | None, list[str]]:
+    if given:
+        return given, []
+    cards: dict[str, str | None] = {}
+    for parent in found.record.parents:
+        ref = found.hub_ids.get(parent.name)
+        cards[parent.name] = _licence_on_hub(api, ref) if ref else None
+    return card.derive_licence(card.licences(found, cards))
+
+
+def _licence_on_hub(api: Any, ref: str) -> str | None:
+    """Return what a parent's card says; one that cannot be asked says nothing."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    repo, _, revision = ref.partition("@")
+    try:
+        path = api.hf_hub_download(repo, CARD, revision=revision or None)
+        data, _ = card.split(Path(path).read_text(encoding="utf-8"))
+    except (HfHubHTTPError, OSError, ValueError):
+        return None
+    said = data.get("license")
+    return said if isinstance(said, str) else None
+
+
+# what is here
+
+
+def _folder(found: Dossier) -> Path:
+    record = found.record
+    folder = Path(record.source or "")
+    if not record.source or not folder.is_absolute() or not folder.is_dir():
+        raise CheckpointError(
+            f"the files of {record.name} are not here (recorded at {record.source or 'no place'});"
+            f" record where they are: omnireg add FOLDER --name {record.name}"
+        )
+    now = fingerprint_of(folder)
+    if record.fingerprint and now != record.fingerprint:
+        raise CheckpointError(
+            f"{folder} holds {now[:12]}, but {record.name} was recorded as"
+            f" {record.fingerprint[:12]}; merge it again, or record it under another name"
+        )
+    return folder
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield every file to publish by its path in the repository; pickles are refused."""
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if not path.is_file() or hidden or relative.as_posix() in (CARD, RECIPE, MANIFEST):
+            continue
+        if path.suffix in _PICKLED and path.name != "spk_dict.pt":
+            raise PublishError(
+                f"{path} is pickled, which can run code when read; remove it, or save safetensors"
+            )
+        yield relative.as_posix(), path
+
+
+def _items(contents: Mapping[str, Path | bytes], there: Mapping[str, str]) -> Iterator[Item]:
+    for path, content in contents.items():
+        state = State.NEW
+        if path in there:
+            state = State.SAME if _is(content, there[path]) else State.CHANGED
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        yield Item(path, state, size, content)
+    for path in there:
+        # weights that are no part of this checkpoint would be taken for some of it
+        if path.endswith(_OURS) and path not in contents:
+            yield Item(path, State.DELETED, 0)
+
+
+def _is(content: Path | bytes | None, identity: str) -> bool:
+    """Whether a content is what the Hub says it has: by sha256, or by the id of a git blob."""
+    if content is None:
+        return False
+    if isinstance(content, Path) and len(identity) == 64:
+        return file_sha256(content) == identity
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    return sha1(b"blob %d\0" % len(data) + data).hexdigest() == identity
+
+
+def _diff(old: str, new: str) -> str:
+    lines = difflib.unified_diff(
+        old.splitlines(keepends=True), new.splitlines(keepends=True), "there", "new"
+    )
+    return "".join(lines)

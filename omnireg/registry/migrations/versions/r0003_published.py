@@ -1,0 +1,79 @@
+"""Where checkpoints were published."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+_BEFORE = ("checkpoint", "alias", "parent", "benchmark", "score", "run")
+
+
+def upgrade() -> None:
+    """Add the table, and let events be about its rows."""
+    op.create_table(
+        "publications",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("checkpoint_id", sa.Integer(), nullable=False),
+        sa.Column("repo", sa.String(1000), nullable=False),
+        sa.Column("commit", sa.String(64), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("branch", sa.Text(), nullable=True),
+        sa.Column("published_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["checkpoint_id"],
+            ["checkpoints.id"],
+            name=op.f("fk_publications_checkpoint_id_checkpoints"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_publications")),
+        sa.UniqueConstraint("repo", "commit", name=op.f("uq_publications_repo_commit")),
+    )
+    op.create_index(op.f("ix_publications_checkpoint_id"), "publications", ["checkpoint_id"])
+    _allow(*_BEFORE, "publication")
+
+
+def downgrade() -> None:
+    """Take it all back, the events about publications too."""
+    _free_events()
+    op.execute("DELETE FROM events WHERE subject_type = 'publication'")
+    _allow(*_BEFORE)
+    op.drop_table("publications")
+
+
+def _is_sqlite() -> bool:
+    return op.get_bind().dialect.name == "sqlite"
+
+
+def _free_events() -> None:
+    if _is_sqlite():
+        for change in ("update", "delete"):
+            op.execute(f"DROP TRIGGER IF EXISTS events_no_{change}")
+        return
+    op.execute("DROP TRIGGER IF EXISTS events_no_change ON events")
+
+
+def _keep_events() -> None:
+    if _is_sqlite():
+        for change in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER events_no_{change.lower()} BEFORE {change} ON events"
+                " BEGIN SELECT RAISE(ABORT, 'events are append-only'); END"
+            )
+        return
+    op.execute(
+        "CREATE TRIGGER events_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON events"
+        " FOR EACH STATEMENT EXECUTE FUNCTION omnireg_refuse_change()"
+    )
+
+
+def _allow(*subjects: str) -> None:
+    """Replace the CHECK of what an event is about."""
+    _free_events()
+    listed = ", ".join(f"'{subject}'" for subject in subjects)
+    with op.batch_alter_table("events") as table:
+        table.drop_constraint(op.f("ck_events_subject_type"), type_="check")
+        table.create_check_constraint(op.f("ck_events_subject_type"), f"subject_type IN ({listed})")
+    _keep_events()
