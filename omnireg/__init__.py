@@ -7,13 +7,25 @@ from omnireg.hookspecs import HostLayout, Sense, hookimpl
 
 if TYPE_CHECKING:
     from omnireg.engine import merge
+    from omnireg.hub import publish, pull
     from omnireg.planning import plan
     from omnireg.recipe import Recipe
     from omnireg.registry import Registry
     from omnireg.routed import load
 
 __version__ = "0.1.0"
-__all__ = ["HostLayout", "Recipe", "Registry", "Sense", "hookimpl", "load", "merge", "plan"]
+__all__ = [
+    "HostLayout",
+    "Recipe",
+    "Registry",
+    "Sense",
+    "hookimpl",
+    "load",
+    "merge",
+    "plan",
+    "publish",
+    "pull",
+]
 
 _LAZY = {
     "Recipe": "omnireg.recipe",
@@ -21,6 +33,8 @@ _LAZY = {
     "load": "omnireg.routed",
     "merge": "omnireg.engine",
     "plan": "omnireg.planning",
+    "publish": "omnireg.hub",
+    "pull": "omnireg.hub",
 }
 
 

@@ -1,11 +1,13 @@
 """Publishing against a loopback Hub: one commit, everything in it, and every way it can fail."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -17,7 +19,7 @@ import omnireg
 from hub import READER, WRITER, Fault, Hub
 from omnireg.demo import story
 from omnireg.errors import CheckpointError, PublishError
-from omnireg.hub import card, plan_publication, publish
+from omnireg.hub import card, carry_out, plan_publication, pull
 from omnireg.hub.publishing import State
 from omnireg.registry import Registry
 from tests_support import Run
@@ -108,7 +110,7 @@ def test_one_commit_holds_everything(either: Hub, book: Registry) -> None:
     plan = plan_publication(book, "omni", REPO)
     assert (plan.head, plan.private) == (None, True)
     assert REPO not in either.repos
-    made = publish(book, plan)
+    made = carry_out(book, plan)
     assert commits(either) == 1
     assert either.repos[REPO].private
     head = either.repos[REPO].branches["main"][-1]
@@ -130,7 +132,7 @@ def test_one_commit_holds_everything(either: Hub, book: Registry) -> None:
 
 def test_the_card_says_what_it_is_made_of(hub: Hub, book: Registry) -> None:
     """Parents on the Hub, the relation, the recipe verbatim, a drawing, scores with retention."""
-    publish(book, plan_publication(book, "omni", REPO, licence="apache-2.0"))
+    carry_out(book, plan_publication(book, "omni", REPO, licence="apache-2.0"))
     data, text = card.split(published(hub))
     assert data["base_model"] == ["acme/seeing", "acme/base"]
     assert data["base_model_relation"] == "merge"
@@ -151,7 +153,7 @@ def test_the_card_says_what_it_is_made_of(hub: Hub, book: Registry) -> None:
 
 def test_no_score_is_lost_to_the_grouping(hub: Hub, book: Registry) -> None:
     """Two shots of one benchmark are two values, read back; registered ones have a file."""
-    publish(book, plan_publication(book, "omni", REPO))
+    carry_out(book, plan_publication(book, "omni", REPO))
     data, _ = card.split(published(hub))
     _, back = model_index_to_eval_results(data["model-index"])
     assert sorted(r.metric_value for r in back) == [0.8, 0.9]
@@ -163,23 +165,23 @@ def test_no_score_is_lost_to_the_grouping(hub: Hub, book: Registry) -> None:
 
 def test_publishing_again_commits_nothing(hub: Hub, book: Registry) -> None:
     """The plan is empty; the publication is the one there was."""
-    first = publish(book, plan_publication(book, "omni", REPO))
+    first = carry_out(book, plan_publication(book, "omni", REPO))
     again = plan_publication(book, "omni", REPO)
     assert again.changes == []
-    made = publish(book, again)
+    made = carry_out(book, again)
     assert (made.commit, made.files, commits(hub)) == (first.commit, 0, 1)
     assert len(book.publications("omni")) == 1
 
 
 def test_only_what_changed_is_sent(hub: Hub, book: Registry) -> None:
     """A new score changes the card and the lineage; weights stay where they are."""
-    publish(book, plan_publication(book, "omni", REPO))
+    carry_out(book, plan_publication(book, "omni", REPO))
     sent = len(hub.asked("^PUT"))
     book.add_score("omni", "other", 3, metric="m")
     plan = plan_publication(book, "omni", REPO)
     assert {item.path for item in plan.changes} == {"README.md", "omnireg.manifest.yaml"}
     assert "+" in plan.card_diff
-    publish(book, plan)
+    carry_out(book, plan)
     assert len(hub.asked("^PUT")) == sent
     assert commits(hub) == 2
     assert len(book.publications("omni")) == 2
@@ -187,7 +189,7 @@ def test_only_what_changed_is_sent(hub: Hub, book: Registry) -> None:
 
 def test_what_people_wrote_survives(hub: Hub, book: Registry) -> None:
     """Text around our section, and metadata that we do not set."""
-    publish(book, plan_publication(book, "omni", REPO))
+    carry_out(book, plan_publication(book, "omni", REPO))
     data, text = card.split(published(hub))
     data["thumbnail"] = "cat.png"
     data["tags"].append("cats")
@@ -195,7 +197,7 @@ def test_what_people_wrote_survives(hub: Hub, book: Registry) -> None:
     mine = f"---\n{head}---\nOur intro.\n{text}\nOur outro.\n"
     hub.commit(REPO, {"README.md": mine.encode(), "cat.png.txt": b"x"})
     book.add_score("omni", "other", 3, metric="m")
-    publish(book, plan_publication(book, "omni", REPO))
+    carry_out(book, plan_publication(book, "omni", REPO))
     data, text = card.split(published(hub))
     assert (data["thumbnail"], "cats" in data["tags"]) == ("cat.png", True)
     assert text.startswith("Our intro.")
@@ -212,7 +214,7 @@ def test_stale_weights_are_deleted(hub: Hub, book: Registry) -> None:
     states = {item.path: item.state for item in plan.items}
     assert states["model-00002-of-00002.safetensors"] is State.DELETED
     assert "notes.txt" not in states
-    publish(book, plan)
+    carry_out(book, plan)
     files = hub.repos[REPO].branches["main"][-1].files
     assert "model-00002-of-00002.safetensors" not in files
     assert "notes.txt" in files
@@ -225,7 +227,7 @@ def test_packages_are_published(hub: Hub, book: Registry) -> None:
         "omnireg: {output: package, base: reference}\n"
     )
     omnireg.merge(text, "pkg")
-    publish(book, plan_publication(book, "pkg", REPO))
+    carry_out(book, plan_publication(book, "pkg", REPO))
     files = hub.repos[REPO].branches["main"][-1].files
     assert "hosts/image/shell.safetensors" in files
     assert not [path for path in files if path.startswith("base/")]
@@ -235,10 +237,10 @@ def test_packages_are_published(hub: Hub, book: Registry) -> None:
 def test_branches_and_pull_requests(hub: Hub, book: Registry) -> None:
     """A branch is made where it is missing; a pull request leaves main alone."""
     hub.repo(REPO)
-    publish(book, plan_publication(book, "omni", REPO, branch="next"))
+    carry_out(book, plan_publication(book, "omni", REPO, branch="next"))
     assert "model.safetensors" in hub.repos[REPO].branches["next"][-1].files
     assert commits(hub) == 0
-    made = publish(book, plan_publication(book, "omni", REPO), create_pr=True)
+    made = carry_out(book, plan_publication(book, "omni", REPO), create_pr=True)
     assert made.pull_request == f"{hub.url}/{REPO}/discussions/1"
     assert commits(hub) == 0
 
@@ -296,19 +298,19 @@ def test_a_hub_that_is_down_is_told(
     hub.repo(REPO, private=True)
     hub.faults.append(Fault(where, status, times=100))
     with pytest.raises(PublishError, match=str(status)) as caught:
-        publish(book, plan_publication(book, "omni", REPO))
+        carry_out(book, plan_publication(book, "omni", REPO))
     assert WRITER not in str(caught.value)
     assert commits(hub) == 0
     assert book.publications("omni") == []
     hub.faults.clear()
-    publish(book, plan_publication(book, "omni", REPO))
+    carry_out(book, plan_publication(book, "omni", REPO))
     assert commits(hub) == 1
 
 
 def test_a_lost_answer_is_a_success(hub: Hub, book: Registry) -> None:
     """The commit landed: it is found, and not made twice."""
     hub.faults.append(Fault("/commit/", "lost"))
-    made = publish(book, plan_publication(book, "omni", REPO))
+    made = carry_out(book, plan_publication(book, "omni", REPO))
     assert commits(hub) == 1
     assert made.commit == hub.repos[REPO].branches["main"][-1].oid
     assert [p.commit for p in book.publications("omni")] == [made.commit]
@@ -322,11 +324,11 @@ def test_a_cut_connection_publishes_nothing(
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.faults.append(Fault("/commit/", "cut", times=100))
     with pytest.raises(PublishError, match="not sent twice"):
-        publish(book, plan_publication(book, "omni", REPO))
+        carry_out(book, plan_publication(book, "omni", REPO))
     assert commits(hub) == 0
     hub.faults.clear()
     sent = len(hub.asked("^PUT"))
-    publish(book, plan_publication(book, "omni", REPO))
+    carry_out(book, plan_publication(book, "omni", REPO))
     assert len(hub.asked("^PUT")) == sent
     assert commits(hub) == 1
 
@@ -347,7 +349,7 @@ def test_somebody_elses_commit_is_not_overwritten(hub: Hub, book: Registry, run:
     plan = plan_publication(book, "omni", REPO)
     hub.commit(REPO, {"notes.txt": b"theirs"})
     with pytest.raises(PublishError, match="meanwhile"):
-        publish(book, plan)
+        carry_out(book, plan)
     assert commits(hub) == 1
     hub.meanwhile = lambda: hub.commit(REPO, {"more.txt": b"theirs"})  # type: ignore[assignment]
     done = run("publish", "omni", REPO, "--yes")
@@ -370,7 +372,7 @@ def test_tokens(
     else:
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(PublishError, match=said) as caught:
-        publish(book, plan_publication(book, "omni", REPO))
+        carry_out(book, plan_publication(book, "omni", REPO))
     assert str(token) not in str(caught.value)
     assert REPO not in hub.repos
 
@@ -379,11 +381,11 @@ def test_a_killed_publish_goes_on(hub: Hub, book: Registry, tmp_path: Path) -> N
     """SIGKILL between uploading and committing: what was sent is not sent again."""
     program = (
         "import os, signal, huggingface_hub._commit_api as api\n"
-        "from omnireg.hub import plan_publication, publish\n"
+        "from omnireg.hub import plan_publication, carry_out\n"
         "from omnireg.registry import Registry\n"
         "def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)\n"
         "api._prepare_commit_payload = die\n"
-        f"book = Registry()\npublish(book, plan_publication(book, 'omni', '{REPO}'))\n"
+        f"book = Registry()\ncarry_out(book, plan_publication(book, 'omni', '{REPO}'))\n"
     )
     env = {**os.environ, **surroundings(hub, tmp_path), "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=env, check=False)
@@ -391,7 +393,7 @@ def test_a_killed_publish_goes_on(hub: Hub, book: Registry, tmp_path: Path) -> N
     assert commits(hub) == 0
     sent = len(hub.asked("^PUT"))
     assert sent == 1
-    publish(book, plan_publication(book, "omni", REPO))
+    carry_out(book, plan_publication(book, "omni", REPO))
     assert len(hub.asked("^PUT")) == sent
     assert commits(hub) == 1
     assert len(book.publications("omni")) == 1
@@ -421,3 +423,151 @@ def test_cards_that_cannot_be_read(hub: Hub, book: Registry) -> None:
         plan_publication(book, "omni", REPO)
     assert card.split("no metadata") == ({}, "no metadata")
     assert card.split("---\nunclosed") == ({}, "---\nunclosed")
+
+
+def test_hf_finds_the_extension(
+    hub: Hub, book: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``hf omnireg …`` is the same command, with its arguments and its exit code."""
+    programs = Path(sys.executable).parent
+    place = tmp_path / "home" / ".local/share/hf/extensions/hf-omnireg"
+    place.mkdir(parents=True)
+    (place / "manifest.json").write_text(
+        json.dumps(
+            {
+                "owner": "acme", "repo": "hf-omnireg", "repo_id": "acme/hf-omnireg",
+                "short_name": "omnireg", "executable_path": str(programs / "hf-omnireg"),
+                "type": "python", "installed_at": "2026-11-25T00:00:00+00:00",
+            }
+        )
+    )  # fmt: skip
+    env = {**os.environ, **surroundings(hub, tmp_path), "HOME": str(tmp_path / "home")}
+
+    def hf(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [str(programs / "hf"), "omnireg", *arguments]
+        return subprocess.run(line, env=env, check=False, capture_output=True, text=True)
+
+    dry = hf("publish", "omni", REPO, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "model.safetensors" in dry.stdout
+    assert hf("publish", "nobody", REPO, "--yes").returncode == 1
+    assert hf("publish").returncode == 2
+
+
+# reading back
+
+
+def _told(book: Registry, name: str) -> Any:
+    """Return lineage and scores without what is told apart by time and place."""
+    family = book.lineage(name, direction="up")
+    scores = [
+        {k: v for k, v in s.to_json().items() if k != "created_at"}
+        for node in family.nodes for s in book.scores(node.name)
+    ]  # fmt: skip
+    nodes = {(n.name, str(n.kind), n.fingerprint) for n in family.nodes}
+    edges = {(e.child, e.parent, str(e.role), e.weight) for e in family.edges}
+    return nodes, edges, sorted(scores, key=str)
+
+
+def test_what_was_published_is_read_back(either: Hub, book: Registry, tmp_path: Path) -> None:
+    """Into an empty registry: the same lineage, fingerprints and scores, without weights."""
+    made = carry_out(book, plan_publication(book, "omni", REPO))
+    other = Registry(tmp_path / "other.db")
+    found = pull(other, REPO, metadata_only=True)
+    assert found.fingerprint == book.find("omni").fingerprint
+    assert set(found.recorded) == {"omni", "base", "image", "audio"}
+    assert _told(other, "omni") == _told(book, "omni")
+    assert other.check() == []
+    assert [(p.repo, p.commit) for p in other.publications("omni")] == [(REPO, made.commit)]
+    assert not either.asked("GET .*safetensors$")
+    # a local copy is the same checkpoint
+    assert [c.name for c in other.by_fingerprint(str(found.fingerprint))] == ["omni"]
+    again = pull(other, REPO, metadata_only=True)
+    assert again.recorded == ()
+    assert len(other.publications("omni")) == 1
+    assert _told(other, "omni") == _told(book, "omni")
+
+
+def test_files_are_fetched(hub: Hub, book: Registry, tmp_path: Path, run: Run) -> None:
+    """Byte for byte, into a new folder, where they can be verified."""
+    carry_out(book, plan_publication(book, "omni", REPO))
+    done = run("--registry", tmp_path / "other.db", "pull", REPO, "--to", "back")
+    assert done.code == 0, done.err
+    assert (
+        Path("back/model.safetensors").read_bytes() == Path("omni/model.safetensors").read_bytes()
+    )
+    assert not Path("back/.cache").exists()
+    assert run("--registry", tmp_path / "other.db", "verify", "omni").code == 0
+    assert "already exists" in run("pull", REPO, "--to", "back").err
+    Path("other.db").unlink()
+    for name in Path().glob("back*"):
+        assert name.name == "back"
+
+
+def test_repositories_that_we_never_published(hub: Hub, tmp_path: Path) -> None:
+    """Parents are followed by their cards, cycles and strangers do no harm."""
+    hub.commit("meta/base", {"model.safetensors": b"b", "README.md": b"---\nlicense: mit\n---\n"})
+    hub.commit("a/sees", {
+        "model.safetensors": b"s",
+        "README.md": b"---\nbase_model: meta/base\nbase_model_relation: finetune\n---\n",
+    })  # fmt: skip
+    text = (
+        "---\nbase_model: [a/sees, gone/away, b/merge]\nbase_model_relation: merge\nmodel-index:\n"
+        "- name: m\n  results:\n  - task: {type: t}\n    dataset: {type: d, name: D}\n"
+        "    metrics: [{type: acc, value: 0.5}, {type: f1, value: bad}]\n---\n"
+    )
+    hub.commit("b/merge", {"model.safetensors": b"m", "README.md": text.encode()})
+    book = Registry(tmp_path / "empty.db")
+    found = pull(book, "b/merge", metadata_only=True)
+    assert set(found.recorded) == {"b/merge", "a/sees", "meta/base"}
+    family = book.lineage("b/merge", direction="up")
+    assert {(e.child, e.parent, str(e.role)) for e in family.edges} == {
+        ("b/merge", "a/sees", "model"), ("a/sees", "meta/base", "finetuned_from"),
+    }  # fmt: skip
+    assert [(s.benchmark, s.value) for s in book.scores("b/merge")] == [("D", 0.5)]
+    shallow = Registry(tmp_path / "shallow.db")
+    assert pull(shallow, "a/sees", metadata_only=True, depth=0).recorded == ("a/sees",)
+
+
+def test_a_repository_cannot_do_harm(hub: Hub, book: Registry, tmp_path: Path, run: Run) -> None:
+    """Files that leave the folder, pickles, claims about other weights, deletions: none goes in."""
+    carry_out(book, plan_publication(book, "omni", REPO))
+    before = _told(book, "omni")
+    hub.commit("evil/paths", {"../../outside.txt": b"x", "model.safetensors": b"w"})
+    with pytest.raises(PublishError, match="leave the folder"):
+        pull(book, "evil/paths", to=tmp_path / "in" / "here")
+    assert not (tmp_path / "in").exists()
+    hub.commit("evil/pickle", {"pytorch_model.bin": b"x"})
+    with pytest.raises(PublishError, match="--allow-pickle"):
+        pull(book, "evil/pickle")
+    claims = yaml.safe_load(published(hub, "omnireg.manifest.yaml"))
+    for entry in claims["checkpoints"]:
+        if entry["name"] == "omni":
+            entry["source"] = "evil/claims"
+    hub.commit("evil/claims", {
+        "model.safetensors": b"other", "omnireg.manifest.yaml": yaml.safe_dump(claims).encode(),
+    })  # fmt: skip
+    with pytest.raises(PublishError, match="the Hub says"):
+        pull(book, "evil/claims", metadata_only=True)
+    claims["checkpoints"] = [
+        {"name": "mine", "kind": "merged", "source": "evil/rows"},
+        {"name": "image", "absent": True},
+        {"name": "base", "kind": "merged", "notes": "taken over"},
+    ]
+    claims["scores"] = [{"checkpoint": "base", "benchmark": "tiny", "metric": "m", "value": 99}]
+    hub.commit("evil/rows", {"omnireg.manifest.yaml": yaml.safe_dump(claims).encode()})
+    assert pull(book, "evil/rows", metadata_only=True).recorded == ("mine",)
+    assert _told(book, "omni") == before
+    claims["checkpoints"][2]["fingerprint"] = "0" * 64
+    hub.commit("evil/rows", {"omnireg.manifest.yaml": yaml.safe_dump(claims).encode()})
+    slip = run("pull", "evil/rows", "--metadata-only")
+    assert "into another registry" in slip.err
+    for repo in ("no/where", "not a name"):
+        slip = run("pull", repo)
+        assert (slip.code, slip.out) == (1, "")
+        assert "Traceback" not in slip.err
+    hub.faults.append(Fault("safetensors", "cut", times=100))
+    with pytest.raises(PublishError):
+        pull(Registry(tmp_path / "x.db"), REPO, to=tmp_path / "half")
+    assert not list(tmp_path.glob("*half*"))
+    assert not (tmp_path / "x.db").exists()

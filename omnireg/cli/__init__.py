@@ -31,6 +31,7 @@ COMMANDS = {
     "apply": ("declare", "Bring the registry to what manifests declare."),
     "export": ("declare", "Write the registry as a manifest."),
     "publish": ("hub", "Publish a checkpoint to the Hugging Face Hub, with its lineage."),
+    "pull": ("hub", "Record the lineage of a repository on the Hub, and fetch its files."),
     "events": ("declare", "Show who changed what, and when."),
     "sql": ("declare", "Ask the registry in SQL; nothing can be written."),
     "strategies": ("plugins", "List every merge method that can be used."),

@@ -109,11 +109,15 @@ def show_command(settings: Settings, name: str) -> None:
 
     with settings.open_registry() as book:
         record = find_record(book, name)
-        run = book.run_of(record.name)
+        run, published = book.run_of(record.name), book.publications(record.name)
     if settings.as_json:
-        print_json({**record.to_json(), "run": run.to_json() if run else None})
+        made = run.to_json() if run else None
+        there = [publication.to_json() for publication in published]
+        print_json({**record.to_json(), "run": made, "publications": there})
         return
     _print_record(record, run)
+    for publication in published:
+        click.echo(f"{'published':<13}{publication.repo}@{publication.commit[:12]}")
 
 
 def _print_record(record: "Checkpoint", run: "Run | None") -> None:

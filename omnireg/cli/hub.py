@@ -1,6 +1,7 @@
-"""``omnireg publish``."""
+"""``omnireg publish`` and ``omnireg pull``."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -45,7 +46,7 @@ def publish_command(
     """
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    from omnireg.hub import plan_publication, publish
+    from omnireg.hub import carry_out, plan_publication
     from omnireg.hub.client import Stale
 
     if settings.quiet or settings.as_json or not sys.stderr.isatty():
@@ -65,7 +66,7 @@ def publish_command(
             if plan.changes and not yes:
                 _ask(plan)
             try:
-                made = publish(book, plan, create_pr=create_pr)
+                made = carry_out(book, plan, create_pr=create_pr)
                 break
             except Stale as exc:
                 if attempt == _ATTEMPTS - 1:
@@ -101,3 +102,53 @@ def _ask(plan: "PublicationPlan") -> None:
     if not sys.stdin.isatty():
         raise click.UsageError("nobody is there to confirm this: add --yes, or --dry-run to look")
     click.confirm(f"Publish {plan.name} to {plan.repo}?", abort=True, err=True)
+
+
+@click.command("pull")
+@click.argument("repo")
+@click.option(
+    "--to", type=click.Path(path_type=Path), help="Folder to make [default: REPO's name]."
+)
+@click.option("--metadata-only", is_flag=True, help="Fetch no weights.")
+@click.option(
+    "--depth",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Generations of base_model to follow where a repository has no manifest.",
+)
+@click.option("--allow-pickle", is_flag=True, help="Fetch pickled files too; they can run code.")
+@common_options
+@click.pass_obj
+def pull_command(
+    settings: Settings,
+    /,
+    repo: str,
+    to: Path | None,
+    metadata_only: bool,
+    depth: int,
+    allow_pickle: bool,
+) -> None:
+    """Record the lineage and scores of REPO (org/name, org/name@revision), and fetch its files."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    from omnireg.hub import pull
+
+    if settings.quiet or settings.as_json or not sys.stderr.isatty():
+        disable_progress_bars()
+    with settings.open_registry() as book:
+        found = pull(
+            book,
+            repo,
+            to=to,
+            metadata_only=metadata_only,
+            depth=depth,
+            allow_pickle=allow_pickle,
+        )
+    if settings.as_json:
+        print_json(found.to_json())
+        return
+    where = f", {found.files} files in {found.folder}" if found.folder else ""
+    known = f"recorded {', '.join(found.recorded)}" if found.recorded else "all of it was known"
+    click.echo(f"{found.name}: {(found.fingerprint or 'no weights')[:12]}{where}; {known}")
+    hint(f"next: {to_type('lineage', found.name)}")

@@ -1,5 +1,20 @@
-"""Publishing to the Hugging Face Hub: the card, the scores, and one guarded commit."""
+"""The Hugging Face Hub: publish a checkpoint with its lineage, and read lineage back."""
 
-from omnireg.hub.publishing import PublicationPlan, Receipt, plan_publication, publish
+from omnireg.hub.publishing import (
+    PublicationPlan,
+    Receipt,
+    carry_out,
+    plan_publication,
+    publish,
+)
+from omnireg.hub.pulling import Pulled, pull
 
-__all__ = ["PublicationPlan", "Receipt", "plan_publication", "publish"]
+__all__ = [
+    "PublicationPlan",
+    "Pulled",
+    "Receipt",
+    "carry_out",
+    "plan_publication",
+    "publish",
+    "pull",
+]

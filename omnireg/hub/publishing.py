@@ -176,6 +176,25 @@ def plan_publication(
 
 
 def publish(
+    name: str,
+    repo: str,
+    *,
+    registry: Registry | None = None,
+    private: bool = True,
+    branch: str = "main",
+    licence: str | None = None,
+    create_pr: bool = False,
+) -> Receipt:
+    """Publish a checkpoint as one commit: :func:`plan_publication`, then :func:`carry_out`.
+
+    ``registry`` is the one that knows the checkpoint; the default one when None.
+    """
+    book = registry or Registry()
+    plan = plan_publication(book, name, repo, private=private, branch=branch, licence=licence)
+    return carry_out(book, plan, create_pr=create_pr)
+
+
+def carry_out(
     book: Registry, plan: PublicationPlan, *, create_pr: bool = False, message: str | None = None
 ) -> Receipt:
     """Make the one commit of a plan, and record it; without changes nothing is committed.

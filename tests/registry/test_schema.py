@@ -26,6 +26,7 @@ TABLES = {
     "checkpoints",
     "events",
     "parents",
+    "publications",
     "runs",
     "scores",
 }
@@ -44,7 +45,8 @@ def _parts(statement: str) -> list[str]:
     """Return columns and constraints by themselves, since their order may differ."""
     flat = " ".join(statement.split()).replace("( ", "(").replace(" )", ")")
     head, _, body = flat.partition("(")
-    return [head, *sorted(re.split(r",\s*", body.removesuffix(")")))]
+    # SQLite quotes the name of a table that was rebuilt
+    return [head.replace('"', ""), *sorted(re.split(r",\s*", body.removesuffix(")")))]
 
 
 def test_the_first_write_creates_every_table(registry: Registry, path: Path) -> None:
@@ -125,7 +127,7 @@ def test_an_older_schema_is_upgraded_by_a_write(
         Registry(path).checkpoints()
     registry = Registry(path)
     registry.add_checkpoint("n", kind="base")
-    assert registry.current() == "0003"
+    assert registry.current() == "0004"
     assert [row.name for row in registry.checkpoints()] == ["n", "m"]
 
 
