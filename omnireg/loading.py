@@ -83,7 +83,7 @@ def _check(checkpoint: Checkpoint) -> bool:
     if cls is None:
         return True
     headers = checkpoint.tensors
-    with quiet(), _config_errors(checkpoint):
+    with quiet(), config_errors(checkpoint):
         # not cls.from_pretrained: Qwen2_5Omni's own cannot return what it found
         read = vars(transformers.PreTrainedModel)["from_pretrained"].__func__
         model, info = read(
@@ -200,13 +200,13 @@ def _ties(checkpoint: Checkpoint) -> bool:
         text = checkpoint.config.get("text_config") or {}
         default = text.get("tie_word_embeddings", True)
         return bool(checkpoint.config.get("tie_word_embeddings", default))
-    with quiet(), _config_errors(checkpoint), torch.device("meta"):
+    with quiet(), config_errors(checkpoint), torch.device("meta"):
         model = cls(cls.config_class.from_pretrained(checkpoint.folder))
     return any(name.endswith("lm_head.weight") for name in model.all_tied_weights_keys)
 
 
 @contextmanager
-def _config_errors(checkpoint: Checkpoint) -> Iterator[None]:
+def config_errors(checkpoint: Checkpoint) -> Iterator[None]:
     """Translate what transformers raises over a config or over tensors that contradict it."""
     from huggingface_hub.errors import StrictDataclassError
 
@@ -281,7 +281,7 @@ def write_text_config(
 def _text_config(checkpoint: Checkpoint) -> Any:
     import transformers
 
-    with _config_errors(checkpoint):
+    with config_errors(checkpoint):
         # code beside the weights is never run
         config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     return config.get_text_config()

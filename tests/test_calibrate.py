@@ -235,6 +235,9 @@ def test_mistakes_are_told(tmp_path: Path, run: Run) -> None:
         assert "Traceback" not in slip.err
     flat = run("mmer", "calibrate", "mmer.yml", *small, "--plot", "x.png")
     assert "more than one value" in flat.err
+    for option in ("--plot", "--out", "--surface"):
+        nowhere = run("mmer", "calibrate", "mmer.yml", option, "nowhere/file")
+        assert "make it first" in nowhere.err
     other = run("mmer", "calibrate", "mmer.yml", "--grid", "scale=1,2", "--plot", "x.nonsense")
     assert "cannot write x.nonsense" in other.err
 

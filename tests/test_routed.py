@@ -1,6 +1,7 @@
 """The routed model: every token runs with the weights of its modality, attention is joint."""
 
 import json
+import shutil
 import wave
 from pathlib import Path
 from typing import Any
@@ -596,3 +597,38 @@ def test_mistakes_are_told(package: Package, model: OmniModel) -> None:
         model.encode("smell", {})
     with pytest.raises(CheckpointError, match="not a package"):
         load(story.FAMILY / "base")
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (("base/tokenizer.json", "base/tokenizer_config.json"), "has no tokenizer.json"),
+        (("base",), "lost its base/"),
+        (("hosts/image/files.json",), "no hosts/image/files.json"),
+        (("hosts/image/shell.safetensors",), "shell.safetensors"),
+        (("hosts/image/config.json",), "config.json"),
+        (("hosts/image/preprocessor_config.json",), "processor"),
+    ],
+)
+def test_a_package_that_lost_files_is_told(
+    package: Package, tmp_path: Path, harm: tuple[str, ...], said: str
+) -> None:
+    """Which, before anything is answered wrongly."""
+    hurt = tmp_path / "hurt"
+    shutil.copytree(package.folder, hurt)
+    for name in harm:
+        path = hurt / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    image = asked("image", 1)[0]
+    with pytest.raises(CheckpointError, match=said):
+        load(hurt, dtype="float32").processor(image.prompt, image=image.media)
+
+
+def test_a_host_whose_config_is_another_ones_is_told(package: Package, tmp_path: Path) -> None:
+    """Its encoder has other shapes than its weights."""
+    hurt = tmp_path / "hurt"
+    shutil.copytree(package.folder, hurt)
+    config = hurt / "hosts" / "image" / "config.json"
+    config.write_text(config.read_text().replace('"hidden_size": 64', '"hidden_size": 60'))
+    with pytest.raises(CheckpointError, match=r"does not fit its config\.json"):
+        load(hurt)

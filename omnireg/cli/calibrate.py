@@ -64,6 +64,9 @@ def calibrate_command(
 
     if out is not None and out.exists():
         raise ConfigError(f"{out} exists; choose another file for the recipe")
+    for file in (out, plot, surface):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise ConfigError(f"there is no folder {file.parent} for {file.name}; make it first")
     with progress_bar(settings.quiet) as progress:
         found = calibrate(
             config,

@@ -82,9 +82,10 @@ def translated(repo: str, doing: str) -> Iterator[None]:
             f" {TIMEOUT_VARIABLE}"
         ) from exc
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as exc:
+        kept = ": what was uploaded is not sent twice" if doing.startswith("publish") else ""
         raise PublishError(
-            f"{doing} {repo}: the connection to the Hub broke ({type(exc).__name__}); try again:"
-            " what was uploaded is not sent twice"
+            f"{doing} {repo}: the connection to the Hub broke ({type(exc).__name__}); look at the"
+            f" network and try again{kept}"
         ) from exc
 
 

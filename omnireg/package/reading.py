@@ -152,6 +152,8 @@ class Package:
         """
         said = self._said["base"]
         place = str(self.folder / layout.BASE) if said["embedded"] else said["ref"]
+        if said["embedded"] and not (self.folder / layout.BASE).is_dir():
+            raise CheckpointError(f"{self.folder} has lost its base/; download or copy it again")
         checkpoint = open_checkpoint(place)
         if not said["embedded"] and checkpoint.fingerprint != said["fingerprint"]:
             raise CheckpointError(

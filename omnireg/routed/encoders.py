@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from omnireg.checkpoint import Checkpoint
 from omnireg.errors import CheckpointError, ConfigError
-from omnireg.loading import model_class, quiet
+from omnireg.loading import config_errors, model_class, quiet
 from omnireg.package import Model, Package
 from omnireg.package.layout import SHELL
 from omnireg.shards import ByteReader, read_header
@@ -131,7 +131,7 @@ def _without_language_model(host: Checkpoint, shell: Path, dtype: torch.dtype) -
         for name, header in read_header(shell).items()
         if not name.endswith(_WORDS)
     }
-    with quiet():
+    with quiet(), config_errors(host):
         config = AutoConfig.from_pretrained(host.folder, trust_remote_code=False)
         _shrink(config)
         # not cls.from_pretrained: Qwen2_5Omni's own looks for files that are not weights

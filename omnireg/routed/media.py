@@ -21,7 +21,10 @@ def picture(medium: Any) -> Image.Image:
 
 def film(medium: Any) -> Array:
     """Return a film as (frames, height, width, 3), of frames of any kind."""
-    return np.stack([np.asarray(picture(frame)) for frame in medium])
+    frames = [np.asarray(picture(frame)) for frame in medium]
+    if not frames:
+        raise ValueError("it has no frames")
+    return np.stack(frames)
 
 
 def read_picture(path: Path) -> Image.Image:

@@ -79,7 +79,7 @@ class JointVocabulary:
         """
         self.package, self._layouts = package, layouts
         self.modalities = tuple(package.modalities)
-        self.tokenizer = _tokenizer(package.base.checkpoint.folder)
+        self.tokenizer = _tokenizer(package.base.checkpoint)
         #: tokens of the tokenizer by name; those of the base are known by their rows
         self._tokens: dict[str, int] = dict(self.tokenizer.get_vocab())
         self._of_base = set(self._tokens.values())
@@ -219,9 +219,13 @@ def _placeholder_id(folder: Path, sense: Sense) -> int:
     )
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(base: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
+    folder = base.folder
+    # without its files transformers makes an empty one up
+    if base.vocabulary is None:
+        raise CheckpointError(f"{folder} has no tokenizer.json; download or copy it again")
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -7,6 +7,9 @@ from typing import Any
 from omnireg.errors import ConfigError
 from omnireg.workflows.calibrating import Trial
 
+#: from this share of the range up colours are so light that numbers on them are black
+_LIGHT = 0.6
+
 
 def heat_map(trials: Sequence[Trial], path: Path, title: str) -> None:
     """Draw the mean over the two parameters with most values, the best of all others.
@@ -48,9 +51,15 @@ def heat_map(trials: Sequence[Trial], path: Path, title: str) -> None:
     plot.set_yticks(range(len(rows)), ["" if row is None else str(row) for row in rows])
     plot.set_ylabel(up if up != across else "")
     plot.set_title(title)
+    numbers = [value for line in cells for value in line if value == value]
+    light_from = min(numbers) + _LIGHT * (max(numbers) - min(numbers))
     for y, line in enumerate(cells):
         for x, value in enumerate(line):
-            plot.text(x, y, f"{value:.3f}", ha="center", va="center", color="white", fontsize=8)
+            light = value > light_from
+            plot.text(
+                x, y, f"{value:.3f}", ha="center", va="center", fontsize=8,
+                color="black" if light else "white",
+            )  # fmt: skip
     figure.colorbar(image, ax=plot)
     try:
         figure.savefig(path, dpi=150)
