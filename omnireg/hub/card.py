@@ -192,12 +192,14 @@ def _loading(found: Dossier, repo: str) -> str:
 
 
 def _reproducing(found: Dossier, repo: str) -> str:
-    lines = [f"Made with [omnireg](https://pypi.org/project/omnireg) {__version__}."]
+    lines = [f"Made with omnireg {__version__}."]
     if found.run:
         used = sorted(found.run.versions.items())
         lines.append("Versions: " + ", ".join(f"{k} {v}" for k, v in used) + ".")
         lines.append(
-            f"```bash\nomnireg pull {repo}\nomnireg verify {found.record.name} --rerun\n```"
+            f"```bash\nomnireg pull {repo}\nomnireg verify {found.record.name} --rerun\n```\n\n"
+            "That merges again from the same inputs, wherever they lie: record yours with"
+            " `omnireg add`. They are known by their fingerprints."
         )
     return "\n\n".join(lines)
 

@@ -19,20 +19,24 @@ class Dossier:
 
     Attributes:
         record: the checkpoint.
-        run: what made it, if that was recorded.
         family: its ancestors.
         ancestors: by name, itself included.
         scores: of each of them.
         hub_ids: of those that are on the Hub, with a revision where one is known.
-        recipe: the text of its recipe, verbatim, if there is one.
+        runs: what made those that were made by a recipe.
     """
 
     record: Checkpoint
-    run: Run | None
     family: Lineage
     ancestors: Mapping[str, Checkpoint]
     scores: Mapping[str, Sequence[Score]]
     hub_ids: Mapping[str, str]
+    runs: Mapping[str, Run]
+
+    @property
+    def run(self) -> Run | None:
+        """What made it, if that was recorded."""
+        return self.runs.get(self.record.name)
 
     @property
     def recipe(self) -> str | None:
@@ -58,11 +62,11 @@ def dossier(book: Registry, name: str) -> Dossier:
     ids = {found: _hub_id(book, each) for found, each in ancestors.items() if found != record.name}
     return Dossier(
         record,
-        book.run_of(record.name),
         family,
         ancestors,
         {found: book.scores(found) for found in ancestors},
         {found: ref for found, ref in ids.items() if ref},
+        {found: run for found in ancestors if (run := book.run_of(found))},
     )
 
 
@@ -80,35 +84,55 @@ def _on_hub(ref: str) -> bool:
 
 def manifest(found: Dossier, repo: str) -> str:
     """Return the family as a manifest that ``omnireg apply`` reads, without local paths."""
-    checkpoints, scores, benchmarks = [], [], {}
-    for name in sorted(found.ancestors, key=lambda n: _depth(found, n), reverse=True):
-        each = found.ancestors[name]
-        source = repo if name == found.record.name else found.hub_ids.get(name)
-        checkpoints.append(_without_none(
-            name=name, kind=str(each.kind), fingerprint=each.fingerprint, source=source,
-            strategy=each.strategy, modalities=list(each.modalities) or None,
-            parents=[p.to_json() for p in each.parents] or None, details=each.details and dict(
-                each.details
-            ),
-        ))  # fmt: skip
-        for score in found.scores[name]:
-            benchmarks[score.benchmark] = _without_none(
-                name=score.benchmark, ability=score.ability, unit=score.unit,
-                higher_is_better=score.higher_is_better,
-            )  # fmt: skip
-            scores.append(_without_none(
-                checkpoint=name, benchmark=score.benchmark, metric=score.metric,
-                value=score.value, n=score.n, stderr=score.stderr, n_shot=score.n_shot,
-                filter=score.filter, split=score.split, evaluator=score.evaluator,
-                evaluator_version=score.evaluator_version, source=score.source,
-                details=score.details and dict(score.details), partial=score.partial or None,
-            ))  # fmt: skip
+    order = sorted(found.ancestors, key=lambda name: _depth(found, name), reverse=True)
+    scores = [score for name in order for score in found.scores[name]]
+    benchmarks = {score.benchmark: _benchmark(score) for score in scores}
     sections: dict[str, Any] = {
-        "omnireg": VERSION, "benchmarks": list(benchmarks.values()), "checkpoints": checkpoints,
-        "scores": scores,
-    }  # fmt: skip
+        "omnireg": VERSION,
+        "benchmarks": list(benchmarks.values()),
+        "checkpoints": [_checkpoint(found, name, repo) for name in order],
+        "runs": [_run(found.runs[name], repo) for name in order if name in found.runs],
+        "scores": [_score(score) for score in scores],
+    }
     said = {key: value for key, value in sections.items() if value}
     return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _checkpoint(found: Dossier, name: str, repo: str) -> dict[str, Any]:
+    each = found.ancestors[name]
+    return _without_none(
+        name=name,
+        kind=str(each.kind),
+        fingerprint=each.fingerprint,
+        source=repo if name == found.record.name else found.hub_ids.get(name),
+        strategy=each.strategy,
+        modalities=list(each.modalities) or None,
+        parents=[parent.to_json() for parent in each.parents] or None,
+        details=dict(each.details) if each.details else None,
+    )
+
+
+def _benchmark(score: Score) -> dict[str, Any]:
+    return _without_none(
+        name=score.benchmark,
+        ability=score.ability,
+        unit=score.unit,
+        higher_is_better=score.higher_is_better,
+    )
+
+
+def _score(score: Score) -> dict[str, Any]:
+    said = score.to_json()
+    for name in ("higher_is_better", "ability", "unit", "created_at"):
+        del said[name]
+    return _without_none(**{**said, "partial": score.partial or None})
+
+
+def _run(run: Run, repo: str) -> dict[str, Any]:
+    """Return a run, so that it can be run again; where it ran is nobody's business."""
+    said = run.to_json()
+    del said["id"]
+    return _without_none(**{**said, "out": repo, "machine": "published"})
 
 
 def _depth(found: Dossier, name: str) -> int:

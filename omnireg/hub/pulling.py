@@ -24,7 +24,7 @@ from omnireg.package import fingerprint_of
 from omnireg.registry import Kind, Parent, Registry, Role
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_SECTIONS = ("benchmarks", "checkpoints", "scores")
+_SECTIONS = ("benchmarks", "checkpoints", "runs", "scores")
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,7 @@ def _from_manifest(book: Registry, found: _Repo, place: str) -> tuple[list[str],
         "omnireg": said.get("omnireg"),
         "benchmarks": [b for b in items["benchmarks"] if b.get("name") not in benchmarks],
         "checkpoints": kept,
+        "runs": [run for run in items["runs"] if run.get("checkpoint") in added],
         "scores": [
             score
             for score in items["scores"]
