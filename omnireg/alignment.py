@@ -58,7 +58,12 @@ class LanguageModel:
 
     @cached_property
     def tied_in_effect(self) -> bool:
-        """Whether a head, if there is one, holds the same bytes as the embedding."""
+        """Whether a head, if there is one, holds the same bytes as the embedding.
+
+        Where only headers are here, a head counts as one of its own.
+        """
+        if self.checkpoint.empty:
+            return self.tied
         read = ByteReader()
         return self.tied or read(self.tensors[HEAD]) == read(self.tensors[EMBEDDING])
 

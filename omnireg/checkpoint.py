@@ -17,6 +17,7 @@ from typing import Any
 from omnireg.digests import file_sha256, fresh_sha256, known_sha256
 from omnireg.errors import CheckpointError
 from omnireg.shards import TensorHeader, read_header
+from omnireg.standins import stand_in
 
 _AGENT = "omnireg"
 INDEX = "model.safetensors.index.json"
@@ -32,12 +33,14 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenize
 class Checkpoint:
     """A folder of safetensors weights with a ``config.json``, as one user referred to it.
 
-    ``remote`` holds the Hub's (file name, sha256) pairs of weights that were not downloaded.
+    ``remote`` holds the Hub's (file name, sha256) pairs of weights that were not downloaded;
+    ``empty`` says that the shards here have headers alone.
     """
 
     ref: str
     folder: Path
     remote: tuple[tuple[str, str], ...] = ()
+    empty: bool = False
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -177,12 +180,13 @@ def combine_digests(files: Iterable[tuple[str, str]]) -> str:
     return sha256("".join(line for _, line in lines).encode()).hexdigest()
 
 
-def open_checkpoint(ref: str, *, weights: bool = True) -> Checkpoint:
+def open_checkpoint(ref: str, *, weights: bool = True, headers: bool = False) -> Checkpoint:
     """Resolve a reference to a folder, downloading from the Hub what is not there yet.
 
     Args:
         ref: a local folder, or ``org/name[@revision]``.
         weights: also fetch the safetensors files of a Hub checkpoint.
+        headers: without weights, fetch their headers: enough for a plan.
 
     Raises:
         CheckpointError: no such folder, no such repository, or the Hub cannot be reached.
@@ -204,10 +208,10 @@ def open_checkpoint(ref: str, *, weights: bool = True) -> Checkpoint:
             f"there is no folder {ref} (relative paths start at {Path.cwd()}); give a checkpoint"
             " folder or a Hub id such as org/name"
         )
-    return _from_hub(ref, weights)
+    return _from_hub(ref, weights, headers)
 
 
-def _from_hub(ref: str, weights: bool) -> Checkpoint:
+def _from_hub(ref: str, weights: bool, headers: bool) -> Checkpoint:
     import huggingface_hub
 
     repo, _, revision = ref.partition("@")
@@ -229,7 +233,12 @@ def _from_hub(ref: str, weights: bool) -> Checkpoint:
     named = set(checkpoint._weight_map.values()) if (Path(folder) / INDEX).exists() else {SINGLE}
     if not named <= set(digests):
         raise CheckpointError(f"{ref} has no safetensors weights on the Hub")
-    return replace(checkpoint, remote=tuple((n, digests[n]) for n in sorted(named)))
+    found = replace(checkpoint, remote=tuple((n, digests[n]) for n in sorted(named)))
+    if headers:
+        with _hub_errors(ref):
+            place = stand_in(client, repo, str(info.sha), sorted(named), Path(folder))
+        return replace(found, folder=place, empty=True)
+    return found
 
 
 @contextmanager

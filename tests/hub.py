@@ -447,6 +447,11 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(KeyError):
             data = self.server_hub.bytes_of(file)
             size = str(len(data))
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+            if wanted and self.command == "GET":
+                part = data[int(wanted[1]) : int(wanted[2]) + 1]
+                self.server_hub.log[-1] += f" {len(part)} bytes"
+                return self._later(206, part, X_Repo_Commit=commit.oid, ETag=f'"{tag}"')
             return self._later(
                 200, data, X_Repo_Commit=commit.oid, ETag=f'"{tag}"', Content_Length=size,
                 X_Linked_Size=size, X_Linked_Etag=f'"{tag}"',

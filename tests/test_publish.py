@@ -480,6 +480,45 @@ def test_hf_finds_the_extension(
     assert hf("publish").returncode == 2
 
 
+# inputs on the Hub
+
+
+def test_a_plan_of_inputs_on_the_hub_fetches_headers_alone(
+    hub: Hub, tmp_path: Path, run: Run
+) -> None:
+    """The plan is that of local copies; weights come when they are merged, if everything fits."""
+    for name in ("base", "image", "audio"):
+        files = {f.name: f.read_bytes() for f in (story.FAMILY / name).iterdir()}
+        hub.commit(f"acme/{name}", files)
+        (tmp_path / name).symlink_to(story.FAMILY / name)
+    text = (
+        "merge_method: omni_ties\nbase_model: {0}base\nmodels:\n  - model: {0}image\n"
+        "  - model: {0}audio\nomnireg: {{output: host, host: {0}image}}\n"
+    )
+    Path("far.yml").write_text(text.format("acme/"))
+    Path("near.yml").write_text(text.format(""))
+    far, near = (json.loads(run("plan", f, "--json").out) for f in ("far.yml", "near.yml"))
+    assert far["tensors"] == near["tensors"]
+    assert far["output"] == near["output"]
+    known = [item["fingerprint"] for item in far["inputs"]]
+    assert None not in known
+    fetched = hub.asked(r"^GET .*safetensors")
+    assert len(fetched) == 3
+    assert all(request.endswith("bytes") for request in fetched)
+    run("plan", "far.yml")
+    assert len(hub.asked(r"^GET .*safetensors")) == 3
+    Path("odd.yml").write_text(text.format("acme/").replace("acme/audio", "acme/none"))
+    assert run("merge", "odd.yml", "x").code == 1
+    assert len(hub.asked(r"^GET .*safetensors")) == 3
+    assert run("merge", "far.yml", "far").code == 0
+    assert run("merge", "near.yml", "near").code == 0
+    weights = [Path(name, "model.safetensors").read_bytes() for name in ("far", "near")]
+    assert weights[0] == weights[1]
+    with Registry() as book:
+        found = {p.name for p in book.find("far").parents}
+    assert {"acme/base", "acme/image"} <= found | {"base", "image"}
+
+
 # reading back
 
 

@@ -27,7 +27,7 @@ def plan_command(
     from omnireg.engine.outlook import outlook
     from omnireg.planning import plan
 
-    found = outlook(plan(config, plugins(plugin_file), engine=engine))
+    found = outlook(plan(config, plugins(plugin_file), engine=engine, weights=False))
     if settings.as_json:
         print_json(found.to_json())
         return

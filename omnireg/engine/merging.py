@@ -138,6 +138,9 @@ def merge(
     book = (registry or _default_registry()) if record else None
     if book:
         book.check_name_free(chosen, recipe_digest=parsed.digest)
+    if any(not Path(ref).expanduser().exists() for ref in parsed.references):
+        # whether everything fits is known from headers, before a byte of weights is fetched
+        plan(parsed, host, engine=engine, weights=False)
     planned = plan(parsed, host, engine=engine)
     how = Options(seed, threads, resume, allow_nonfinite, options or {})
     if book:

@@ -1,9 +1,9 @@
 """Whether the checkpoints of a recipe fit together, and how."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from omnireg.alignment import (
@@ -56,6 +56,9 @@ class Engine(StrEnum):
 
     STREAM = "stream"
     MERGEKIT = "mergekit"
+
+
+Opening = Callable[[str], LanguageModel]
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,11 @@ def promoted(dtypes: list[str]) -> str:
 
 
 def plan(
-    recipe: Recipe | Path | str, host: PluginHost | None = None, *, engine: str = "auto"
+    recipe: Recipe | Path | str,
+    host: PluginHost | None = None,
+    *,
+    engine: str = "auto",
+    weights: bool = True,
 ) -> Plan:
     """Plan a merge.
 
@@ -208,6 +215,8 @@ def plan(
         recipe: a recipe, the path of one, or its YAML text.
         host: plugins to use; all installed ones when None.
         engine: ``stream``, ``mergekit``, or ``auto``: stream for all that it can plan.
+        weights: fetch the weights of inputs on the Hub; else headers alone, which are enough to
+            know whether they fit, not to merge.
 
     Raises:
         ConfigError: the method, a parameter or the ``omnireg:`` block is wrong.
@@ -224,15 +233,16 @@ def plan(
     _check_inputs(recipe, strategy)
     surveys = chosen is Engine.STREAM and hasattr(strategy.load(), "survey")
     check_parameters(recipe, spec, first_pass=surveys)
+    opened = partial(open_model, host=host, weights=weights)
     if reasons:
-        return _left_to_mergekit(recipe, strategy, host)
-    models = {ref: open_model(ref, host) for ref in recipe.references}
+        return _left_to_mergekit(recipe, strategy, opened)
+    models = {ref: opened(ref) for ref in recipe.references}
     reference = models[recipe.base_model or recipe.references[0]]
     inputs = tuple(
         Input(ref, "base" if ref == recipe.base_model else "model", align(models[ref], reference))
         for ref in _order(recipe)
     )
-    return replace(_shaped(recipe, strategy, inputs, reference, host), engine=chosen)
+    return replace(_shaped(recipe, strategy, inputs, reference, opened), engine=chosen)
 
 
 def _engine(asked: str, reasons: list[str]) -> Engine:
@@ -253,7 +263,7 @@ def _shaped(
     strategy: Strategy,
     inputs: tuple[Input, ...],
     reference: LanguageModel,
-    host: PluginHost,
+    opened: Opening,
 ) -> Plan:
     wanted, carrier = recipe.omnireg.output, recipe.omnireg.host
     hosts = [i for i in inputs if i.model.is_host]
@@ -272,7 +282,7 @@ def _shaped(
         if carrier is None and len(hosts) != 1:
             listed = ", ".join(i.ref for i in hosts) or "none of the inputs is one"
             raise ConfigError(f"omnireg.output: host needs omnireg.host; choose a host: {listed}")
-        chosen = _host_of(carrier or hosts[0].ref, inputs, reference, host)
+        chosen = _host_of(carrier or hosts[0].ref, inputs, reference, opened)
         _check_host_dtype(recipe, chosen)
         return Plan(recipe, strategy, inputs, reference, Shape.HOST, chosen)
     if wanted is None and len(classes) == 1 and hosts:
@@ -283,11 +293,11 @@ def _shaped(
 
 
 def _host_of(
-    ref: str, inputs: tuple[Input, ...], reference: LanguageModel, host: PluginHost
+    ref: str, inputs: tuple[Input, ...], reference: LanguageModel, opened: Opening
 ) -> LanguageModel:
     wanted = same_place(ref)
     known = next((i.model for i in inputs if same_place(i.ref) == wanted), None)
-    model = known or open_model(ref, host)
+    model = known or opened(ref)
     if not model.is_host:
         raise ConfigError(f"omnireg.host: {ref} is a text model; name one that has encoders")
     align(model, reference)
@@ -319,14 +329,16 @@ def _check_same_parts(inputs: tuple[Input, ...]) -> None:
             )
 
 
-def open_model(ref: str, host: PluginHost) -> LanguageModel:
+def open_model(ref: str, host: PluginHost, *, weights: bool = True) -> LanguageModel:
     """Open a checkpoint, make sure it is complete, and find its language model.
+
+    Without ``weights`` only the headers of a checkpoint on the Hub are fetched.
 
     Raises:
         CheckpointError: missing, damaged or incomplete.
         PlanError: a class or a tensor that cannot be explained.
     """
-    checkpoint = open_checkpoint(ref)
+    checkpoint = open_checkpoint(ref, weights=weights, headers=not weights)
     check_complete(checkpoint)
     return find_language_model(checkpoint, host.layouts)
 
@@ -389,12 +401,12 @@ def what_only_mergekit_plans(recipe: Recipe) -> list[str]:
     return [what for what, given in asked.items() if given]
 
 
-def _left_to_mergekit(recipe: Recipe, strategy: Strategy, host: PluginHost) -> Plan:
+def _left_to_mergekit(recipe: Recipe, strategy: Strategy, opened: Opening) -> Plan:
     """Slices, modules, tokenizer surgery and adapters, on text models, are mergekit's to plan."""
     inputs, found = [], {}
     for ref in recipe.references:
         plain = ref.partition("+")[0]
-        found[ref] = model = open_model(plain, host)
+        found[ref] = model = opened(plain)
         if model.is_host:
             raise ConfigError(
                 f"{ref} is a multimodal host, and mergekit loses a host's language model with"
