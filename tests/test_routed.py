@@ -417,6 +417,17 @@ def test_every_rule_answers(model: OmniModel, rule: TextRouting) -> None:
     assert same == (rule in (TextRouting.AUTO, TextRouting.PRESENT, TextRouting.UNION))
 
 
+def test_a_placeholder_without_a_medium_is_text(model: OmniModel) -> None:
+    """A model may generate one; nothing of that kind is in the input."""
+    ids = torch.tensor([[5, model.vocabulary.placeholders["image"].id, 7]])
+    nothing = torch.zeros(1, 3, dtype=torch.bool)
+    modality = model.modalities_of(ids)
+    [group] = model._groups(modality, nothing, "auto")
+    assert group.route == BASE
+    [group] = model._groups(modality, nothing, "audio")
+    assert group.route == route_of(["audio"])
+
+
 # other hosts
 
 

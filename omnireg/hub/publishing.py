@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import sha1
 from pathlib import Path
@@ -117,7 +117,7 @@ class _Remote:
 
     head: str | None = None
     private: bool | None = None
-    files: Mapping[str, str] = None  # type: ignore[assignment]
+    files: Mapping[str, str] = field(default_factory=dict)
     branch_exists: bool = True
 
 
@@ -288,7 +288,7 @@ def _look(api: Any, repo: str, branch: str) -> _Remote:
             exists = False
             info = api.model_info(repo, files_metadata=True)
     except RepositoryNotFoundError:
-        return _Remote(files={})
+        return _Remote()
     files = {
         file.rfilename: str(file.lfs.sha256 if file.lfs else file.blob_id)
         for file in info.siblings or ()

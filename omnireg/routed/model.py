@@ -186,7 +186,9 @@ class OmniModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-ca
                 if seen[place - 1]:
                     own = route_of([self.model_of[sense]])
                     routes.setdefault(own, []).append((row, place))
-        numbers = torch.empty(len(present), 1 + len(senses), dtype=torch.long)
+        # a placeholder that was generated, without anything it could stand for, is text
+        of_texts = {row: n for n, pairs in enumerate(routes.values()) for row, p in pairs if not p}
+        numbers = torch.tensor([[of_texts[row]] * (1 + len(senses)) for row in range(len(present))])
         for number, pairs in enumerate(routes.values()):
             for row, place in pairs:
                 numbers[row, place] = number
