@@ -154,10 +154,14 @@ class Checkpoint:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as exc:
             raise CheckpointError(f"{self.ref} is not a checkpoint: it has no {name}") from exc
-        except (OSError, ValueError) as exc:
-            raise CheckpointError(f"cannot read {path}: {exc}") from exc
+        except OSError as exc:
+            raise CheckpointError(f"cannot read {path}: {exc.strerror}") from exc
+        except ValueError as exc:
+            raise CheckpointError(f"{path} is damaged ({exc}); download or copy it again") from exc
         if not isinstance(data, dict):
-            raise CheckpointError(f"{path} is damaged: expected a JSON object")
+            raise CheckpointError(
+                f"{path} is damaged (it holds no JSON object); download or copy it again"
+            )
         return data
 
 

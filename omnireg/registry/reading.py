@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from omnireg.errors import RegistryError
+from omnireg.registry.views import VIEWS
 
 _READING = {
     sqlite3.SQLITE_SELECT,
@@ -86,9 +87,8 @@ def _refused(exc: Exception) -> RegistryError:
     said = " ".join(str(exc).split())
     if "not authorized" in said or "prohibited" in said or "read-only" in said:
         return RegistryError("this door only reads: begin the query with SELECT or WITH")
-    return RegistryError(f"the query cannot be answered: {said}: the views are v_checkpoints,"
-                         " v_aliases, v_modalities, v_parents, v_benchmarks, v_scores, v_runs and"
-                         " v_events")  # fmt: skip
+    views = ", ".join(VIEWS)
+    return RegistryError(f"the query cannot be answered: {said}: the views are {views}")
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ Tests of what a registry does run on both; those that look at the file itself as
 
 import inspect
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -28,15 +29,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return the URL of a PostgreSQL server that ends with the tests."""
-    running = get_server(tmp_path_factory.mktemp("postgresql"))
-    yield (
-        make_url(running.get_uri())
-        .set(drivername="postgresql+psycopg")
-        .render_as_string(hide_password=False)
-    )
-    running.cleanup()
+def server() -> Iterator[str]:
+    """Return the URL of a PostgreSQL server that ends with the tests.
+
+    Its folder is not among pytest's, which another session closes to the server's own user.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix="omnireg-postgresql-", ignore_cleanup_errors=True
+    ) as at:
+        running = get_server(at)
+        yield (
+            make_url(running.get_uri())
+            .set(drivername="postgresql+psycopg")
+            .render_as_string(hide_password=False)
+        )
+        running.cleanup()
 
 
 @pytest.fixture(scope="session")
