@@ -275,7 +275,7 @@ def test_a_config_without_a_class(here: Path, refuse: Callable[..., Outcome]) ->
     (here / "audio" / "config.json").write_text("{}")
     assert "names no model class" in refuse(GOOD).err
     (here / "audio" / "config.json").write_text("{")
-    assert "cannot read" in refuse(GOOD).err
+    assert "is damaged" in refuse(GOOD).err
     (here / "audio" / "config.json").unlink()
     assert "it has no config.json" in refuse(GOOD).err
 
