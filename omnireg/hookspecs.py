@@ -1,13 +1,14 @@
-"""The whole plugin contract: two hooks and the values they take.
+"""The whole plugin contract: three hooks and the values they take.
 
 A plugin is a distribution with an entry point in the group ``omnireg`` that names a module. The
 module implements any of these hooks with :data:`hookimpl`; an implementation may take fewer
 arguments than its specification. Arguments will be added over time, never renamed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import pluggy
@@ -120,6 +121,97 @@ class HostLayout:
     text_architecture: str = ""
 
 
+@dataclass(frozen=True)
+class Conduct:
+    """How an evaluation is run.
+
+    Attributes:
+        include_path: a folder with more tasks.
+        limit: of how many items of each task to use; all when None.
+        n_shot: examples in the prompt; what the task says when None.
+        chat_template: put prompts into the chat template; what is usual for the evaluator when
+            None.
+        device: where to compute.
+        dtype: what to compute in; what the checkpoint is stored in when None.
+        batch_size: how many items at once.
+        max_new_tokens: where an answer ends; what the evaluator takes for enough when None.
+        seed: of whatever is drawn; what the evaluator takes when None.
+        tick: called with (stage, done, total).
+    """
+
+    include_path: Path | None = None
+    limit: int | None = None
+    n_shot: int | None = None
+    chat_template: bool | None = None
+    device: str = "cpu"
+    dtype: str | None = None
+    batch_size: int = 16
+    max_new_tokens: int | None = None
+    seed: int | None = None
+    tick: Callable[[str, int, int], None] = field(
+        default=lambda stage, done, total: None, compare=False
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """One number that an evaluator measured.
+
+    Attributes:
+        benchmark: what it was measured on.
+        metric: what was measured.
+        value: the number; finite.
+        higher_is_better: which way is better.
+        stderr: its standard error.
+        n: number of items.
+        n_shot: examples in the prompt.
+        filter: how answers were read.
+        split: of the benchmark.
+        ability: what it says something about: ``knowledge``, ``reasoning``, ``image``, …
+        modality: of the benchmark's media, where all are of one.
+        partial: whether items were left out; such a score tops no leaderboard.
+        setup: what else the value depends on, by name.
+        details: what is worth knowing beside it.
+    """
+
+    benchmark: str
+    metric: str
+    value: float
+    higher_is_better: bool = True
+    stderr: float | None = None
+    n: int | None = None
+    n_shot: int | None = None
+    filter: str | None = None
+    split: str | None = None
+    ability: str | None = None
+    modality: str | None = None
+    partial: bool = False
+    setup: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Evaluator(Protocol):
+    """Something that measures checkpoints.
+
+    Attributes:
+        name: what scores are recorded under.
+        version: of whatever measures.
+    """
+
+    name: str
+
+    @property
+    def version(self) -> str:
+        """Return the version of what measures."""
+
+    def evaluate(self, folder: Path, tasks: Sequence[str], conduct: Conduct) -> Iterable[Result]:
+        """Measure the checkpoint in a folder on tasks.
+
+        Raises:
+            EvaluationError: no such task, or it cannot be run.
+        """
+
+
 class RegisterStrategy(Protocol):
     """What :func:`omnireg_register_strategies` receives."""
 
@@ -137,6 +229,16 @@ class RegisterHost(Protocol):
         """Register the layout of one or more host classes."""
 
 
+class RegisterEvaluator(Protocol):
+    """What :func:`omnireg_register_evaluators` receives."""
+
+    def __call__(self, evaluator: "Evaluator | str", *, name: str | None = None) -> None:
+        """Register an evaluator, or a ``"module:attribute"`` that is imported when needed.
+
+        ``name`` is required for the lazy form.
+        """
+
+
 @hookspec
 def omnireg_register_strategies(register: RegisterStrategy) -> None:
     """Offer merge strategies: call ``register`` once for each mergekit merge method."""
@@ -145,3 +247,8 @@ def omnireg_register_strategies(register: RegisterStrategy) -> None:
 @hookspec
 def omnireg_register_hosts(register: RegisterHost) -> None:
     """Offer host layouts: call ``register`` once for each :class:`HostLayout`."""
+
+
+@hookspec
+def omnireg_register_evaluators(register: RegisterEvaluator) -> None:
+    """Offer evaluators: call ``register`` once for each :class:`Evaluator`."""

@@ -22,13 +22,17 @@ import pluggy
 
 from omnireg import hookspecs
 from omnireg.errors import PluginError, did_you_mean
-from omnireg.hookspecs import PROJECT, HostLayout
+from omnireg.hookspecs import PROJECT, Evaluator, HostLayout
 
 if TYPE_CHECKING:
     from mergekit.merge_methods import MergeMethod
 
 DISABLE_VARIABLE = "OMNIREG_DISABLE_PLUGINS"
-_HOOKS = ("omnireg_register_strategies", "omnireg_register_hosts")
+_HOOKS = (
+    "omnireg_register_strategies",
+    "omnireg_register_hosts",
+    "omnireg_register_evaluators",
+)
 _log = logging.getLogger(PROJECT)
 
 
@@ -62,16 +66,7 @@ class Strategy:
         Raises:
             PluginError: the target cannot be imported or is not a merge method of this name.
         """
-        method: Any = self.target
-        if isinstance(method, str):
-            module, _, attribute = method.partition(":")
-            try:
-                method = getattr(import_module(module), attribute)
-            except Exception as exc:
-                raise PluginError(
-                    f"strategy {self.name!r} of {self.origin.distribution} cannot be imported from"
-                    f" {self.target}: {_reason(exc)}; reinstall or remove that distribution"
-                ) from exc
+        method = _imported(self.target, f"strategy {self.name!r}", self.origin)
         spec = getattr(method, "spec", None)
         if getattr(spec, "name", None) != self.name:
             raise PluginError(
@@ -89,6 +84,44 @@ class Strategy:
             return None
 
 
+@dataclass(frozen=True)
+class RegisteredEvaluator:
+    """A registered evaluator, imported only when asked for."""
+
+    name: str
+    target: "Evaluator | str"
+    origin: Origin
+
+    def load(self) -> Evaluator:
+        """Return the evaluator.
+
+        Raises:
+            PluginError: the target cannot be imported, or is no evaluator of this name.
+        """
+        found = _imported(self.target, f"evaluator {self.name!r}", self.origin)
+        if getattr(found, "name", None) != self.name or not hasattr(found, "evaluate"):
+            raise PluginError(
+                f"evaluator {self.name!r} of {self.origin.distribution} is no evaluator of that"
+                " name; ask its author"
+            )
+        evaluator: Evaluator = found
+        return evaluator
+
+
+def _imported(target: Any, what: str, origin: Origin) -> Any:
+    """Return an object, or what ``"module:attribute"`` names."""
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except Exception as exc:
+        raise PluginError(
+            f"{what} of {origin.distribution} cannot be imported from {target}: {_reason(exc)};"
+            " reinstall or remove that distribution"
+        ) from exc
+
+
 @dataclass
 class Plugin:
     """One entry point: where it came from, what it registered, or why it is broken."""
@@ -98,6 +131,7 @@ class Plugin:
     error: str | None = None
     strategies: list[Strategy] = field(default_factory=list)
     layouts: list[HostLayout] = field(default_factory=list)
+    evaluators: list[RegisteredEvaluator] = field(default_factory=list)
     hooks: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -109,6 +143,7 @@ class Plugin:
             "status": str(self.status),
             "error": self.error,
             "strategies": [strategy.name for strategy in self.strategies],
+            "evaluators": [evaluator.name for evaluator in self.evaluators],
             "hooks": self.hooks,
         }
 
@@ -180,6 +215,24 @@ class PluginHost:
                         )
         return {name: layout for name, (layout, _) in found.items()}
 
+    @property
+    def evaluators(self) -> dict[str, RegisteredEvaluator]:
+        """Every registered evaluator by name.
+
+        Raises:
+            PluginError: two distributions claim one name.
+        """
+        found: dict[str, RegisteredEvaluator] = {}
+        for evaluator in (e for plugin in self.plugins for e in plugin.evaluators):
+            other = found.setdefault(evaluator.name, evaluator)
+            if other is not evaluator:
+                raise PluginError(
+                    f"evaluator {evaluator.name!r} is registered by both"
+                    f" {other.origin.distribution} and {evaluator.origin.distribution};"
+                    f" set {DISABLE_VARIABLE}={evaluator.origin.distribution}"
+                )
+        return found
+
     def methods(self) -> dict[str, Strategy]:
         """Return every usable merge method: the plugins' and mergekit's own.
 
@@ -233,6 +286,7 @@ class PluginHost:
             plugin.status, plugin.error = Status.BROKEN, _reason(exc)
             plugin.strategies.clear()
             plugin.layouts.clear()
+            plugin.evaluators.clear()
             if warn:
                 _log.warning("plugin %s is broken: %s", origin.distribution, plugin.error)
         return plugin
@@ -251,7 +305,14 @@ class PluginHost:
                 raise PluginError(f"strategy {method!r} is registered lazily without a name")
             plugin.strategies.append(Strategy(chosen, method, plugin.origin))
 
-        for hook, register in zip(_HOOKS, (strategy, plugin.layouts.append), strict=True):
+        def evaluator(found: "Evaluator | str", *, name: str | None = None) -> None:
+            chosen = name or ("" if isinstance(found, str) else found.name)
+            if not chosen:
+                raise PluginError(f"evaluator {found!r} is registered lazily without a name")
+            plugin.evaluators.append(RegisteredEvaluator(chosen, found, plugin.origin))
+
+        offers: tuple[Any, ...] = (strategy, plugin.layouts.append, evaluator)
+        for hook, register in zip(_HOOKS, offers, strict=True):
             self._manager.subset_hook_caller(hook, others)(register=register)
 
 

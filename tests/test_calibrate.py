@@ -252,3 +252,26 @@ def test_sampling_takes_even_pieces() -> None:
     found = _sampled(tensor, 1 << 14)
     assert len(found) == 1 << 14
     assert found[4096] == 4 * 4096
+
+
+def test_settings_are_scored_by_tasks(run: Run, tmp_path: Path) -> None:
+    """Each model's λ is chosen by its own modality's questions, put to the whole package."""
+    from omnireg.demo import questions
+
+    questions.write(tmp_path / "asked", SENSES)
+    (tmp_path / "r.yml").write_text(TEXT)
+    files = [questions.file_of(tmp_path / "asked", sense) for sense in SENSES]
+    done = run(
+        "mmer", "calibrate", tmp_path / "r.yml", "--grid", "mask_lambda=0.5,4",
+        "--tasks", ",".join(map(str, files)), "--limit", "12", "--dtype", "float32",
+        "--no-chat-template", "--max-new-tokens", "8", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert set(found["trials"][0]["values"]) == set(SENSES)
+    assert found["mask_lambda"] == dict.fromkeys(SENSES, 0.5)
+    both = run(
+        "mmer", "calibrate", tmp_path / "r.yml", "--tasks", files[0], "--score-command", "true"
+    )
+    assert both.code == 1
+    assert "leave one out" in both.err

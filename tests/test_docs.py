@@ -15,6 +15,7 @@ from mkdocs.structure.files import get_files
 
 import omnireg
 from omnireg import HostLayout, Sense
+from omnireg.hookspecs import Conduct, Result
 from omnireg.cli import cli
 from omnireg.cli.output import Settings
 from omnireg.engine.tools import mergekit_tools
@@ -143,7 +144,8 @@ def test_every_public_name_and_key_is_documented() -> None:
     assert not [name for name in omnireg.__all__ if name not in python]
     keys = {*Recipe.model_fields, *Block.model_fields} - {"omnireg"}
     assert not [key for key in keys if f"`{key}`" not in recipe]
-    fields = {*HostLayout.__dataclass_fields__, *Sense.__dataclass_fields__}
+    values = (HostLayout, Sense, Conduct, Result)
+    fields = {name for value in values for name in value.__dataclass_fields__}
     assert not [name for name in fields if f"`{name}`" not in hooks]
 
 

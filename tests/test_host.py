@@ -189,7 +189,11 @@ def test_a_single_file_plugin_is_known_by_its_digest(tmp_path: Path) -> None:
 def test_every_hook_is_documented_and_known_to_the_host() -> None:
     """Adding a hook to the contract without wiring it fails here."""
     hooks = [name for name in vars(hookspecs) if name.startswith("omnireg_register")]
-    assert sorted(hooks) == ["omnireg_register_hosts", "omnireg_register_strategies"]
+    assert sorted(hooks) == [
+        "omnireg_register_evaluators",
+        "omnireg_register_hosts",
+        "omnireg_register_strategies",
+    ]
     assert all(vars(hookspecs)[name].__doc__ for name in hooks)
 
 
@@ -222,7 +226,8 @@ def test_plugins_and_strategies_commands_follow_the_contract(site: Path, run: Ru
     assert by_name["omnireg-bad"]["status"] == "broken"
     assert by_name["omnireg-shown"]["strategies"] == ["shown"]
     assert set(plugins[0]) == {
-        "distribution", "version", "entry_point", "status", "error", "strategies", "hooks",
+        "distribution", "version", "entry_point", "status", "error", "strategies", "evaluators",
+            "hooks",
     }  # fmt: skip
     strategies = json.loads(run("strategies", "--json").out)
     names = [entry["name"] for entry in strategies]

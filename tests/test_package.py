@@ -18,13 +18,14 @@ from safetensors.torch import load_file
 import omnireg
 from omnireg.decoupled import add, extract, inspect
 from omnireg.demo import story
-from omnireg.demo.evaluate import score
+from omnireg.demo.questions import score
 from omnireg.demo.tasks import items
 from omnireg.errors import CheckpointError, ConfigError
 from omnireg.package import Package, is_package
 from omnireg.registry import Kind, Registry, Role
 from omnireg.strategies.kernels import coding
 from omnireg.strategies.thresholds import Kind as Number
+from omnireg.subjects import open_subject
 from tests_support import Run
 
 SENSES = ("image", "audio", "video")
@@ -395,12 +396,15 @@ def test_one_more_model_costs_the_others_nothing(here: Path, run: Run) -> None:
     for sense in SENSES:
         extract(three, sense, here / f"after-{sense}")
         asked = items(cast(Any, sense), "test")[::3]
-        after = score(here / f"after-{sense}", asked).accuracy
+        after = score(open_subject(here / f"after-{sense}", dtype="float32"), asked).value
         if sense == "video":
-            before, least = score(here / "video", asked).accuracy, 0.97
+            before, least = score(open_subject(here / "video", dtype="float32"), asked).value, 0.97
         else:
             extract(two, sense, here / f"before-{sense}")
-            before, least = score(here / f"before-{sense}", asked).accuracy, 0.98
+            before, least = (
+                score(open_subject(here / f"before-{sense}", dtype="float32"), asked).value,
+                0.98,
+            )
         assert after >= least * before, sense
     said = three.models
     assert said["image"].stands_in == two.fingerprint

@@ -17,7 +17,8 @@ from torch.nn import functional
 
 import omnireg
 from omnireg.decoupled import extract
-from omnireg.demo import evaluate, speech, story
+from omnireg.demo import questions as asking
+from omnireg.demo import speech, story
 from omnireg.demo.tasks import Item, Modality, clips, items, larger_items
 from omnireg.errors import CheckpointError, ConfigError
 from omnireg.package import Package
@@ -26,6 +27,7 @@ from omnireg.routed.routes import BASE, MERGED, Blend, Route, route_of, text_rou
 from omnireg.routed.weights import Weights
 from omnireg.strategies.kernels import decoupling
 from omnireg.strategies.thresholds import Kind
+from omnireg.subjects import open_subject
 from tests_support import Run
 from zoo import HOSTS, Species, Zoo
 
@@ -59,7 +61,7 @@ def extracted(package: Package, tmp_path_factory: pytest.TempPathFactory) -> dic
     top = tmp_path_factory.mktemp("extracted")
     for sense in SENSES:
         extract(package, sense, top / sense)
-    return {sense: evaluate.load(top / sense) for sense in SENSES}
+    return {sense: open_subject(top / sense, dtype="float32") for sense in SENSES}
 
 
 def asked(sense: Modality, count: int = 3) -> list[Item]:
@@ -230,7 +232,7 @@ def test_one_modality_is_the_extracted_model(
     questions = asked(sense)
     subject = extracted[sense]
     with torch.no_grad():
-        wanted = subject.model(**subject.inputs(questions)).logits
+        wanted = subject.model(**subject.inputs(asking.questions(questions), chat=False)).logits
         inputs = prepared(model, questions)
         shown = inputs["attention_mask"].bool()
         columns = model.vocabulary.columns[sense]
@@ -246,10 +248,10 @@ def test_one_modality_is_the_extracted_model(
 
 def test_text_alone_is_the_base(model: OmniModel) -> None:
     """So no language is lost: θ₀, bit for bit."""
-    base = evaluate.load(story.FAMILY / "base")
+    base = open_subject(story.FAMILY / "base", dtype="float32")
     questions = list(items("base", "test")[::300])
     with torch.no_grad():
-        wanted = base.model(**base.inputs(questions)).logits
+        wanted = base.model(**base.inputs(asking.questions(questions), chat=False)).logits
         inputs = prepared(model, questions)
         found = model(**inputs).logits[..., model.vocabulary.columns[None]]
     shown = inputs["attention_mask"].bool()
@@ -267,7 +269,7 @@ class ByToken:
     """
 
     def __init__(self, package: Package, routes: list[Route]) -> None:
-        self.model = evaluate.load(story.FAMILY / "base").model
+        self.model = open_subject(story.FAMILY / "base", dtype="float32").model
         self.of_token = torch.zeros(0)
         sets = [
             {n: _set(package, n, route).reshape(c.shape) for n, c in package.vector.items()}

@@ -3,12 +3,13 @@
 import json
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from omnireg.cli.evaluate import conduct_of, conduct_options, listed
 from omnireg.cli.output import Settings, common_options, hint, print_json, print_table, progress_bar
 from omnireg.errors import ConfigError, EvaluationError, to_type
 
@@ -28,6 +29,10 @@ _SHOWN = 10
     metavar="CMD",
     help="Score a package ({} is its folder): print a number, or a JSON object by modality.",
 )
+@click.option("--tasks", metavar="T,…", help="Score by tasks, as omnireg eval does.")
+@click.option(
+    "--evaluator", metavar="NAME", help="Who measures them."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the chosen recipe here.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw a heat map here.")
 @click.option(
@@ -40,6 +45,7 @@ _SHOWN = 10
     show_default=True,
     help="Without scores: elements of a tensor to look at; 0 for all.",
 )
+@conduct_options
 @common_options
 @click.pass_obj
 def calibrate_command(
@@ -49,16 +55,19 @@ def calibrate_command(
     grid: tuple[str, ...],
     by: str,
     score_command: str | None,
+    tasks: str | None,
+    evaluator: str | None,
     out: Path | None,
     plot: Path | None,
     surface: Path | None,
     sample: int,
+    **how: Any,
 ) -> None:
     """Choose density, scale and masks of the recipe CONFIG.
 
     Without scores the weights say how close each decoupled model comes to its original; nothing is
-    merged. With --score-command every setting is merged and scored. Without --grid, density, scale
-    and mask_lambda are searched as far as CONFIG does not set them.
+    merged. With --tasks or --score-command every setting is merged and scored. Without --grid,
+    density, scale and mask_lambda are searched as far as CONFIG does not set them.
     """
     from omnireg.workflows import calibrate, parse_grid
 
@@ -72,7 +81,7 @@ def calibrate_command(
             config,
             parse_grid(grid),
             by=by,
-            score=_scorer(score_command) if score_command else None,
+            score=score_of(score_command, tasks, evaluator, how),
             sample=sample,
             surface=surface,
             progress=progress,
@@ -101,8 +110,28 @@ def calibrate_command(
     hint(f"\nnext: {to_type('merge', out or 'RECIPE.yml', 'omni')}")
 
 
-def _scorer(command: str) -> Any:
-    """Return what runs a command on a package and reads what it prints last."""
+def score_of(
+    command: str | None, tasks: str | None, evaluator: str | None, how: dict[str, Any]
+) -> Callable[[Path], float | Mapping[str, float]] | None:
+    """Return what scores a folder: a command, tasks, or nothing.
+
+    Raises:
+        ConfigError: both are given.
+    """
+    from omnireg.workflows.evaluating import scorer
+
+    if command and tasks:
+        raise ConfigError("--score-command and --tasks both say how to score; leave one out")
+    if command:
+        return _scorer(command)
+    if tasks:
+        conduct = conduct_of(how, lambda stage, done, total: None)
+        return scorer(listed(tasks), evaluator, conduct)
+    return None
+
+
+def _scorer(command: str) -> Callable[[Path], float | Mapping[str, float]]:
+    """Return what runs a command on a folder and reads what it prints last."""
     try:
         words = shlex.split(command)
     except ValueError as exc:

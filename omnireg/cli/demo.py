@@ -15,8 +15,8 @@ from omnireg.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from omnireg.demo.evaluate import Score
     from omnireg.demo.story import Row, Story
+    from omnireg.hookspecs import Result
 
 
 @click.command("demo")
@@ -73,5 +73,5 @@ def _cells(row: "Row", story: "Story") -> list[str]:
     return [row.method, *scores, f"{row.mean_retention:.1%}", _share(base) if base else ""]
 
 
-def _share(score: "Score") -> str:
-    return f"{score.accuracy:.3f}±{score.stderr:.3f}"
+def _share(score: "Result") -> str:
+    return f"{score.value:.3f}±{score.stderr:.3f}"

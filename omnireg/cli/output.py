@@ -148,10 +148,11 @@ def hint(message: str) -> None:
 
 
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator[Callable[..., None]]:
+def progress_bar(quiet: bool, *, at_once: bool = True) -> Iterator[Callable[..., None]]:
     """Yield a callback (stage, done, total, detail) that draws a bar on stderr, if a person looks.
 
-    While the stage is "writing", done and total are bytes: the bar shows GB and GB/s.
+    Without ``at_once`` there is none before the first call, so that others can draw theirs. While
+    the stage is "writing", done and total are bytes: the bar shows GB and GB/s.
     """
     from rich.console import Console
     from rich.progress import (
@@ -187,7 +188,8 @@ def progress_bar(quiet: bool) -> Iterator[Callable[..., None]]:
         bar = written if stage == "writing" else counted
         bar.update(show(bar), description=stage, completed=done, total=total, detail=detail)
 
-    show(counted)
+    if at_once:
+        show(counted)
     try:
         yield update
     finally:

@@ -1,4 +1,7 @@
-"""``omnireg scores`` and ``omnireg scores add``."""
+"""``omnireg scores``, ``scores add`` and ``scores import``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,11 +15,16 @@ from omnireg.cli.output import (
 )
 from omnireg.errors import to_type
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from omnireg.registry import Score
+
 
 @click.group("scores", cls=DefaultGroup)
 @common_options
 def scores_command() -> None:
-    """Show or add the scores of a checkpoint: ``scores NAME`` or ``scores add``."""
+    """Show, add or import the scores of a checkpoint: ``scores NAME``, ``add``, ``import``."""
 
 
 @scores_command.command("list", hidden=True)
@@ -36,18 +44,30 @@ def list_scores(settings: Settings, name: str) -> None:
         adding = to_type("scores", "add", name, "BENCHMARK", "VALUE")
         hint(f"{name} has no scores; add one: {adding}")
         return
+    print_scores(found)
+
+
+def print_scores(found: "Sequence[Score]") -> None:
+    """Print a table; a score of some of the items alone is marked."""
     columns = ("benchmark", "metric", "value", "stderr", "n", "better", "source")
-    print_table(
-        columns,
-        [
-            (s.benchmark, s.metric, s.value, s.stderr, s.n, _arrow(s.higher_is_better), s.source)
-            for s in found
-        ],
-    )
+    rows = [
+        (
+            score.benchmark,
+            score.metric + (f" ({score.filter})" if score.filter else ""),
+            score.value,
+            score.stderr,
+            f"{score.n} (partial)" if score.partial else score.n,
+            "higher" if score.higher_is_better else "lower",
+            score.source or _evaluator(score),
+        )
+        for score in found
+    ]
+    print_table(columns, rows)
 
 
-def _arrow(higher_is_better: bool) -> str:
-    return "higher" if higher_is_better else "lower"
+def _evaluator(score: "Score") -> str | None:
+    said = " ".join(filter(None, (score.evaluator, score.evaluator_version)))
+    return said or None
 
 
 @scores_command.command("add", context_settings={"ignore_unknown_options": True})
@@ -102,3 +122,24 @@ def add_score(
         print_json([score.to_json()])
     else:
         click.echo(f"{score.checkpoint}: {benchmark} {metric} = {value:g}")
+
+
+@scores_command.command("import")
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--replace", is_flag=True, help="Replace values under the same conditions.")
+@common_options
+@click.pass_obj
+def import_command(settings: Settings, name: str, file: Path, replace: bool) -> None:
+    """Record what FILE says of NAME: a results file of lm-eval or lmms-eval."""
+    from omnireg.evaluation.documents import read_document
+    from omnireg.workflows.evaluating import import_scores
+
+    document = read_document(file)
+    with settings.open_registry() as book:
+        found = [each.score for each in import_scores(book, name, document, replace=replace)]
+    if settings.as_json:
+        print_json([score.to_json() for score in found])
+        return
+    print_scores(found)
+    hint(f"\n{document.evaluator} says it measured {document.model or 'something'}")

@@ -91,7 +91,8 @@ def _cell(row: "Row", value: "Compared | None") -> str:
         return "–"
     arrow = "=" if value.better is None else "↑" if value.better else "↓"
     kept = "" if value.retention is None else f", {value.retention:.0%}"
-    return f"{value.value:.4g}{arrow} ({value.delta:+.4g}{kept})"
+    part = " partial" if value.partial else ""
+    return f"{value.value:.4g}{arrow} ({value.delta:+.4g}{kept}){part}"
 
 
 @click.command("check")

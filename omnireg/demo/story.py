@@ -9,19 +9,18 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnireg import __version__
 from omnireg.errors import EvaluationError
 from omnireg.registry import Drawing, Kind, Parent, Registry, Role, render
 
 if TYPE_CHECKING:
-    from omnireg.demo.evaluate import Routed, Score
-    from omnireg.demo.tasks import Item
+    from omnireg.hookspecs import Result
     from omnireg.host import PluginHost
+    from omnireg.subjects import Subject
 
 FAMILY = Path(__file__).parent / "family"
 SENSES: tuple[str, ...] = ("image", "audio", "video")
@@ -37,6 +36,8 @@ ROUTED = "mmer, one routed model"
 #: a package of all three, and the pairs of senses that no model was ever trained on together
 PACKAGE = "omni"
 PAIRS = ("image+audio", "image+video", "audio+video")
+#: where the questions are, as files that ``omnireg eval`` reads
+QUESTIONS = "tasks"
 _MARK = "registry.db"
 
 Say = Callable[[str], None]
@@ -48,9 +49,9 @@ class Row:
     """One way to fill the hosts' language model, scored on every host's own task."""
 
     method: str
-    scores: "dict[str, Score]"
+    scores: "dict[str, Result]"
     retention: dict[str, float]
-    base_tasks: "Score | None"
+    base_tasks: "Result | None"
 
     @property
     def mean_retention(self) -> float:
@@ -61,10 +62,10 @@ class Row:
         """Return the row of the retention table."""
         return {
             "method": self.method,
-            "scores": {sense: score.to_json() for sense, score in self.scores.items()},
+            "scores": {sense: _shown(score) for sense, score in self.scores.items()},
             "retention": self.retention,
             "mean_retention": self.mean_retention,
-            "base_tasks": self.base_tasks.to_json() if self.base_tasks else None,
+            "base_tasks": _shown(self.base_tasks) if self.base_tasks else None,
         }
 
 
@@ -84,9 +85,9 @@ class Story:
 
     folder: Path
     rows: tuple[Row, ...]
-    base: "Score"
-    hosts_on_base_tasks: "dict[str, Score]"
-    pairs: "dict[str, Score]"
+    base: "Result"
+    hosts_on_base_tasks: "dict[str, Result]"
+    pairs: "dict[str, Result]"
     chance: dict[str, float]
     lineage: str
 
@@ -94,16 +95,20 @@ class Story:
         """Return the retention table as ``omnireg demo --json`` prints it."""
         return {
             "folder": str(self.folder),
-            "base_tasks": self.base.to_json(),
+            "base_tasks": _shown(self.base),
             "hosts_on_base_tasks": {
-                sense: score.to_json() for sense, score in self.hosts_on_base_tasks.items()
+                sense: _shown(score) for sense, score in self.hosts_on_base_tasks.items()
             },
             "rows": [row.to_json() for row in self.rows],
             "pairs": {
-                pair: {**score.to_json(), "chance": self.chance[pair]}
+                pair: {**_shown(score), "chance": self.chance[pair]}
                 for pair, score in self.pairs.items()
             },
         }
+
+
+def _shown(score: "Result") -> dict[str, Any]:
+    return {"value": score.value, "stderr": score.stderr, "n": score.n}
 
 
 def tell(folder: Path, *, items: int | None = None, tick: Tick = lambda *_: None) -> Story:
@@ -121,12 +126,12 @@ def tell(folder: Path, *, items: int | None = None, tick: Tick = lambda *_: None
     with Registry(folder / _MARK) as book:
         _record_family(book, folder)
         _merge_everything(book, folder, tick)
-        measured: dict[tuple[str, str], Score] = {}
+        measured: dict[tuple[str, str], Result] = {}
         jobs = list(_jobs())
         for number, (name, modality) in enumerate(jobs):
             tick(f"scoring {name}", number, len(jobs))
-            score = measure(_place(folder, name), modality, items)
-            _record_score(book, name, modality, score, partial=items is not None)
+            score = measure(_place(folder, name), _questions(folder, modality), items)
+            _record_score(book, name, modality, score)
             measured[name, modality] = score
         family = book.lineage("mmer-image", direction="up")
     return _story(folder, measured, render(family, Drawing.TREE))
@@ -144,6 +149,9 @@ def _prepare(folder: Path) -> None:
     for model in ("base", *SENSES):
         shutil.copytree(FAMILY / model, folder / "family" / model, dirs_exist_ok=True)
     (folder / "recipes").mkdir(exist_ok=True)
+    from omnireg.demo import questions
+
+    questions.write(folder / QUESTIONS, ("base", *SENSES, *PAIRS))
 
 
 def _record_family(book: Registry, folder: Path) -> None:
@@ -262,44 +270,32 @@ def _place(folder: Path, name: str) -> Path:
     return folder / "family" / name if name in ("base", *SENSES) else folder / name
 
 
-def _record_score(
-    book: Registry, name: str, modality: str, score: "Score", *, partial: bool
-) -> None:
-    book.add_score(
-        name,
-        f"tiny-{modality}",
-        score.accuracy,
-        metric="exact_match",
-        n=score.n,
-        stderr=score.stderr,
-        split="test",
-        evaluator="omnireg demo",
-        evaluator_version=__version__,
-        ability="language" if modality == "base" else modality,
-        partial=partial,
-        details={"by_skill": {s: list(pair) for s, pair in score.by_skill.items()}},
-        replace=True,
-    )
+def _record_score(book: Registry, name: str, modality: str, score: "Result") -> None:
+    from omnireg.evaluation.generative import EVALUATOR
+    from omnireg.workflows.evaluating import enter
+
+    said = replace(score, ability=score.ability or "language")
+    enter(book, name, said, EVALUATOR.name, EVALUATOR.version, replace_=True)
 
 
-def measure(folder: Path, modality: str, limit: int | None = None) -> "Score":
-    """Score a checkpoint by greedy generation and exact match on a modality's test items."""
-    from omnireg.demo.evaluate import score
+def measure(folder: Path, asked: Path, limit: int | None = None) -> "Result":
+    """Score a checkpoint by greedy generation and exact match on a file of questions."""
+    from omnireg.demo import questions
+    from omnireg.evaluation.generative import measure
     from omnireg.loading import quiet
-    from omnireg.package import is_package
 
-    asked = _questions(modality)
-    step = max(1, len(asked) // limit) if limit else 1
+    conduct = replace(questions.CONDUCT, limit=limit)
     with quiet(), _one_thread():
-        return score(_routed(folder) if is_package(folder) else folder, asked[::step])
+        (found,) = measure(_subject(folder), asked.stem, questions.read(asked), conduct)
+    return found
 
 
-@cache
-def _routed(folder: Path) -> "Routed":
-    from omnireg.demo.evaluate import Routed
-    from omnireg.routed import load
+@lru_cache(maxsize=1)
+def _subject(folder: Path) -> "Subject":
+    """Load a checkpoint in float32, the fastest type on a CPU; the last one is kept."""
+    from omnireg.subjects import open_subject
 
-    return Routed(load(folder, dtype="float32"))
+    return open_subject(folder, dtype="float32")
 
 
 @contextmanager
@@ -315,33 +311,33 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@cache
-def _questions(modality: str) -> "tuple[Item, ...]":
-    from omnireg.demo import tasks
+def _questions(folder: Path, modality: str) -> Path:
+    """Return the file of a modality's questions."""
+    from omnireg.demo import questions
 
-    first, _, second = modality.partition("+")
-    if second:
-        return tasks.larger_items(first, second)  # type: ignore[arg-type]
-    return tasks.items(modality, "test")  # type: ignore[arg-type]
+    return questions.file_of(folder / QUESTIONS, modality)
 
 
-def _story(folder: Path, scores: "dict[tuple[str, str], Score]", lineage: str) -> Story:
+def _story(folder: Path, scores: "dict[tuple[str, str], Result]", lineage: str) -> Story:
     own = {sense: scores[sense, sense] for sense in SENSES}
     names = {"own model": "{}", IN_HOST: "base-in-{}", **{s: f"{s}-{{}}" for s in STRATEGIES}}
     names[ROUTED] = PACKAGE
     rows = []
     for method, pattern in names.items():
         found = {sense: scores[pattern.format(sense), sense] for sense in SENSES}
-        kept = {s: found[s].accuracy / max(own[s].accuracy, 1e-9) for s in SENSES}
+        kept = {s: found[s].value / max(own[s].value, 1e-9) for s in SENSES}
         on_base = scores.get((PACKAGE if method == ROUTED else method, "base"))
         rows.append(Row(method, found, kept, on_base))
     pairs = {pair: scores[PACKAGE, pair] for pair in PAIRS}
-    chance = {pair: _chance(_questions(pair)) for pair in PAIRS}
+    chance = {pair: _chance(_questions(folder, pair)) for pair in PAIRS}
     words = {sense: scores[f"{sense}-words", "base"] for sense in SENSES}
     return Story(folder, tuple(rows), scores["base", "base"], words, pairs, chance, lineage)
 
 
-def _chance(asked: "tuple[Item, ...]") -> float:
+def _chance(file: Path) -> float:
     """Return how often the most frequent answer is right."""
-    answers = Counter(item.answer for item in asked)
+    from omnireg.demo import questions
+
+    asked = questions.read(file)
+    answers = Counter(item.answers[0] for item in asked)
     return max(answers.values()) / len(asked)

@@ -28,6 +28,7 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, 
 from tokenizers import models as tokenizer_models
 from torch import Tensor, nn
 from transformers import (
+    AutoTokenizer,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     GenerationConfig,
@@ -48,8 +49,10 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from omnireg.demo import evaluate, speech, tasks
-from omnireg.demo.tasks import Item, Modality
+from omnireg.demo import questions, speech, tasks
+from omnireg.demo.corpus import Corpus, Reading
+from omnireg.demo.tasks import Modality
+from omnireg.subjects import open_subject
 
 SEED = 20
 
@@ -261,61 +264,10 @@ def host_from_base(base: Qwen2ForCausalLM, tokenizer: Any, modality: Modality) -
 # --- training -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Example:
-    """A tokenised item; `media` are positions in the stacked features."""
-
-    prompt: list[int]
-    answer: list[int]
-    media: list[int]
-
-
-class Corpus:
-    """The training items of one modality, with every medium read once."""
-
-    def __init__(self, items: Sequence[Item], subject: evaluate.Subject) -> None:
-        """Tokenise the items and read their media with what goes with the model."""
-        media = list({id(array): array for item in items for array in item.media}.values())
-        place = {id(array): index for index, array in enumerate(media)}
-        self.features, counts = subject.read(media)
-        self.pad: int = subject.tokenizer.pad_token_id
-        eos: int = subject.tokenizer.eos_token_id
-        prompts, used = [], []
-        for item in items:
-            used.append([place[id(array)] for array in item.media])
-            lengths = iter(counts[index] for index in used[-1])
-            prompts.append(evaluate.expand(item.prompt, subject.placeholder, lengths))
-        asked = subject.tokenizer(prompts)["input_ids"]
-        told = subject.tokenizer([item.answer for item in items])["input_ids"]
-        self.examples = [
-            Example(*parts) for parts in zip(asked, [[*t, eos] for t in told], used, strict=True)
-        ]
-
-    def draw(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
-        """A random batch."""
-        return self._batch(rng.integers(len(self.examples), size=size).tolist())
-
-    def _batch(self, chosen: Sequence[int]) -> dict[str, Tensor]:
-        """Model inputs with labels on the answers, padded on the right."""
-        examples = [self.examples[index] for index in chosen]
-        width = max(len(example.prompt) + len(example.answer) for example in examples)
-        ids = torch.full((len(examples), width), self.pad)
-        labels = torch.full((len(examples), width), -100)
-        mask = torch.zeros((len(examples), width), dtype=torch.long)
-        for row, example in enumerate(examples):
-            start, end = len(example.prompt), len(example.prompt) + len(example.answer)
-            ids[row, :end] = torch.tensor(example.prompt + example.answer)
-            labels[row, start:end] = ids[row, start:end]
-            mask[row, :end] = 1
-        used = [index for example in examples for index in example.media]
-        features = {name: tensor[used] for name, tensor in self.features.items()}
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels, **features}
-
-
-def pretrain_encoder(host: Any, modality: Modality, subject: evaluate.Subject, seed: int) -> None:
+def pretrain_encoder(host: Any, modality: Modality, reading: Reading, seed: int) -> None:
     """Teach the encoder to tell its media apart, through a linear probe thrown away after."""
     clips = tasks.clips(modality, "train")
-    features, _ = subject.read([clip.array for clip in clips])
+    features, _ = reading.read([clip.array for clip in clips])
     notes = sorted({clip.note for clip in clips})
     digits = torch.tensor([clip.digit for clip in clips])
     kinds = torch.tensor([notes.index(clip.note) for clip in clips])
@@ -483,7 +435,7 @@ def train_base(folder: Path) -> None:
     tokenizer = base_tokenizer()
     _seed(SEED)
     model = Qwen2ForCausalLM(text_config(len(tokenizer) + PADDING_ROWS))
-    corpus = Corpus(tasks.items("base", "train"), evaluate.Subject(model, tokenizer, None))
+    corpus = Corpus(tasks.items("base", "train"), Reading(tokenizer))
     for phase in BASE_PHASES:
         run_phase(model, corpus, phase, SEED)
     save(model, tokenizer, folder)
@@ -498,13 +450,13 @@ def train_host(modality: Modality, base_folder: Path, folder: Path) -> None:
     model = host_from_base(base, tokenizer, modality)
     save(model, tokenizer, folder)
     save_reader(modality, folder)
-    subject = evaluate.load(folder)
+    reading = Reading(AutoTokenizer.from_pretrained(folder), folder, modality)
     model = model.float()
-    pretrain_encoder(model, modality, subject, seed)
+    pretrain_encoder(model, modality, reading, seed)
     for phase in (ALIGN, TUNE[modality]):
         items = tasks.items(modality, "train")
         wanted = [item for item in items if not phase.skills or item.skill in phase.skills]
-        run_phase(model, Corpus(wanted, subject), phase, seed)
+        run_phase(model, Corpus(wanted, reading), phase, seed)
     save(model, tokenizer, folder)
 
 
@@ -530,8 +482,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 train_base(folder)
             else:
                 train_host(modality, options.out / "base", folder)
-            result = evaluate.score(folder, tasks.items(modality, "validation"))
-            _LOG.info("%s: %.3f of validation, %s", modality, result.accuracy, result.by_skill)
+            subject = open_subject(folder, dtype="float32")
+            found = questions.score(subject, tasks.items(modality, "validation"))
+            _LOG.info("%s: %.3f of validation, %s", modality, found.value, found.details)
 
 
 if __name__ == "__main__":

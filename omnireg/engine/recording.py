@@ -119,6 +119,31 @@ def find_record(book: Registry, name: str) -> Record:
     return book.find(name)
 
 
+def files_of(record: Record) -> Path:
+    """Return the folder that holds a recorded checkpoint; one on the Hub is fetched.
+
+    Raises:
+        CheckpointError: the files are gone, were never named, or are no longer what was recorded.
+    """
+    adding = to_type("add", "FOLDER", "--name", record.name)
+    if not record.source:
+        raise CheckpointError(f"nobody recorded where {record.name} is; type: {adding}")
+    place = Path(record.source)
+    if place.is_absolute() and not place.is_dir():
+        raise CheckpointError(
+            f"{record.name} was recorded at {place}, which is gone; if it was moved: {adding}"
+        )
+    if not place.is_absolute():
+        place = open_checkpoint(record.source).folder
+    found = fingerprint_of(place)
+    if record.fingerprint and found != record.fingerprint:
+        raise CheckpointError(
+            f"{place} holds other weights ({found[:12]}) than were recorded as {record.name}"
+            f" ({record.fingerprint[:12]}); record them under another name: omnireg add {place}"
+        )
+    return place
+
+
 def default_name(book: Registry, checkpoint: Checkpoint) -> str:
     """Return the name these bytes already have, else the Hub id or the folder's name."""
     known = _known(book, checkpoint)

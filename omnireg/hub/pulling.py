@@ -240,7 +240,7 @@ def _under(score: Mapping[str, Any]) -> tuple[Any, ...]:
     conditions = ("n_shot", "filter", "split", "evaluator", "evaluator_version", "source")
     return (
         score.get("checkpoint"), score.get("benchmark"), score.get("metric"),
-        *(score.get(name) for name in conditions),
+        *(score.get(name) for name in conditions), repr(sorted((score.get("setup") or {}).items())),
     )  # fmt: skip
 
 

@@ -52,6 +52,7 @@ def _conditions(score: Score) -> str:
         "n-shot": score.n_shot, "filter": score.filter, "split": score.split,
         "evaluator": score.evaluator, "version": score.evaluator_version, "source": score.source,
     }  # fmt: skip
+    said |= score.setup or {}
     return ", ".join(f"{name} {value}" for name, value in said.items() if value is not None)
 
 

@@ -6,6 +6,7 @@ from omnireg.registry.ranking import Compared, Comparison, Mean, Place, Row
 from omnireg.registry.reading import Answer
 from omnireg.registry.records import (
     Action,
+    Analysis,
     Benchmark,
     Changes,
     Checkpoint,
@@ -25,6 +26,7 @@ from omnireg.registry.signatures import THRESHOLDS, Signature
 __all__ = [
     "THRESHOLDS",
     "Action",
+    "Analysis",
     "Answer",
     "Benchmark",
     "Changes",

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from omnireg.errors import RegistryError
 from omnireg.registry import (
+    analyses,
     checkpoints,
     events,
     lineage,
@@ -24,6 +25,7 @@ from omnireg.registry import (
 )
 from omnireg.registry.database import BUSY_TIMEOUT, Database
 from omnireg.registry.records import (
+    Analysis,
     Benchmark,
     Changes,
     Checkpoint,
@@ -210,6 +212,7 @@ class Registry:
         evaluator: str | None = None,
         evaluator_version: str | None = None,
         source: str | None = None,
+        setup: Mapping[str, Any] | None = None,
         higher_is_better: bool | None = None,
         ability: str | None = None,
         unit: str | None = None,
@@ -217,10 +220,15 @@ class Registry:
         details: Mapping[str, Any] | None = None,
         replace: bool = False,
     ) -> Score:
-        """Record a score; another value under the same conditions is an error unless replaced."""
+        """Record a score; another value under the same conditions is an error unless replaced.
+
+        `setup` holds the conditions that have no argument of their own; see
+        :class:`omnireg.registry.Score`.
+        """
         under = scores.conditions(
             metric,
             n_shot,
+            setup,
             filter=filter,
             split=split,
             evaluator=evaluator,
@@ -281,6 +289,30 @@ class Registry:
                 for other in (row, *(edge.parent for edge in row.parents))
             }
             return signatures.check(checkpoints.to_checkpoint(row), found, limits)
+
+    # Analyses
+
+    def add_analysis(
+        self,
+        checkpoint: str,
+        kind: str,
+        result: Mapping[str, Any],
+        *,
+        against: str | None = None,
+        setup: Mapping[str, Any] | None = None,
+    ) -> Analysis:
+        """Record what an analysis found; the same one again replaces its result."""
+        with self._database.writing() as session:
+            owner = checkpoints.find(session, checkpoint)
+            other = checkpoints.find(session, against) if against else None
+            return analyses.to_analysis(
+                analyses.record(session, owner, kind, other, setup or {}, result)
+            )
+
+    def analyses(self, checkpoint: str, kind: str | None = None) -> list[Analysis]:
+        """Return the analyses of a checkpoint, newest first; of one kind if named."""
+        with self._database.reading() as session:
+            return analyses.of(session, checkpoints.find(session, checkpoint), kind)
 
     # Runs
 

@@ -14,6 +14,7 @@ from omnireg.registry import rules
 from omnireg.registry.records import Action, Event, SubjectType
 from omnireg.registry.tables import (
     AliasRow,
+    AnalysisRow,
     BenchmarkRow,
     CheckpointRow,
     EventRow,
@@ -32,6 +33,7 @@ _TYPES: dict[type, SubjectType] = {
     ScoreRow: SubjectType.SCORE,
     RunRow: SubjectType.RUN,
     PublicationRow: SubjectType.PUBLICATION,
+    AnalysisRow: SubjectType.ANALYSIS,
 }
 #: what says which score, alias, parent or run of the subject it is
 _TELLING = {
@@ -40,6 +42,7 @@ _TELLING = {
     ScoreRow: ("metric", "value"),
     RunRow: ("out", "status"),
     PublicationRow: ("repo", "commit"),
+    AnalysisRow: ("kind",),
 }
 
 
@@ -128,7 +131,7 @@ def _plain(value: Any) -> Any:
 def _subject(row: Any, session: Session) -> str:
     if isinstance(row, ParentRow):
         return _name(row.child, row.child_id, session)
-    if isinstance(row, AliasRow | ScoreRow | PublicationRow):
+    if isinstance(row, AliasRow | ScoreRow | PublicationRow | AnalysisRow):
         return _name(row.checkpoint, row.checkpoint_id, session)
     return str(row.name)
 

@@ -109,12 +109,14 @@ class Compared:
         retention: how much of the reference is kept, 1 being all: value / reference, or
             reference / value where lower is better; None where that divides by zero.
         better: whether it is better than the reference; None if equal.
+        partial: whether either was measured on some of the items alone.
     """
 
     value: float
     delta: float
     retention: float | None
     better: bool | None
+    partial: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as a JSON object."""
@@ -123,6 +125,7 @@ class Compared:
             "delta": self.delta,
             "retention": self.retention,
             "better": self.better,
+            "partial": self.partial,
         }
 
 
@@ -252,10 +255,12 @@ def _row(references: Sequence[Score], others: Mapping[str, Sequence[Score]]) -> 
 def _pair(scores: Sequence[Score], references: Sequence[Score]) -> tuple[Score, Score]:
     """Return the two that were measured most alike; later ones go first."""
 
-    def alike(pair: tuple[Score, Score]) -> tuple[bool, bool, bool]:
+    def alike(pair: tuple[Score, Score]) -> tuple[bool, ...]:
         one, other = pair
         return (
             one.partial == other.partial,
+            not one.partial,
+            one.setup == other.setup,
             one.source == other.source,
             (one.evaluator, one.evaluator_version) == (other.evaluator, other.evaluator_version),
         )
@@ -269,7 +274,8 @@ def _compared(score: Score, reference: Score) -> Compared:
     gain = value - known if score.higher_is_better else known - value
     part, whole = (value, known) if score.higher_is_better else (known, value)
     retention = part / whole if whole and isfinite(part / whole) else None
-    return Compared(value, value - known, retention, None if gain == 0 else gain > 0)
+    better = None if gain == 0 else gain > 0
+    return Compared(value, value - known, retention, better, score.partial or reference.partial)
 
 
 def _mean(rows: Sequence[Row], name: str) -> Mean | None:

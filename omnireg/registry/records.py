@@ -52,6 +52,7 @@ class SubjectType(StrEnum):
     SCORE = "score"
     RUN = "run"
     PUBLICATION = "publication"
+    ANALYSIS = "analysis"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,14 @@ class Benchmark:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One measured value with every condition it was measured under."""
+    """One measured value with every condition it was measured under.
+
+    Attributes:
+        setup: what else the value depends on, by name: seed, limit, chat template, version and hash
+            of the task, …
+        partial: whether only some of the items were measured.
+        details: what is worth knowing beside it, and does not tell it from another score.
+    """
 
     checkpoint: str
     benchmark: str
@@ -144,6 +152,7 @@ class Score:
     evaluator: str | None = None
     evaluator_version: str | None = None
     source: str | None = None
+    setup: Mapping[str, Any] | None = None
     ability: str | None = None
     unit: str | None = None
     partial: bool = False
@@ -165,6 +174,7 @@ class Score:
             "evaluator": self.evaluator,
             "evaluator_version": self.evaluator_version,
             "source": self.source,
+            "setup": dict(self.setup) if self.setup is not None else None,
             "ability": self.ability,
             "unit": self.unit,
             "partial": self.partial,
@@ -240,6 +250,36 @@ class Publication:
             "url": self.url,
             "branch": self.branch,
             "published_at": timestamp(self.published_at),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What an analysis of a checkpoint's weights or behaviour found.
+
+    Attributes:
+        kind: which analysis: ``shift``, ``heads``, ``tsne``.
+        against: the checkpoint it was compared with, if with one.
+        setup: what the result depends on; the same again replaces the result.
+        result: what was found.
+    """
+
+    checkpoint: str
+    kind: str
+    result: Mapping[str, Any]
+    created_at: datetime
+    against: str | None = None
+    setup: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the analysis as a JSON object."""
+        return {
+            "checkpoint": self.checkpoint,
+            "kind": self.kind,
+            "against": self.against,
+            "setup": dict(self.setup),
+            "result": dict(self.result),
+            "created_at": timestamp(self.created_at),
         }
 
 

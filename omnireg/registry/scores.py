@@ -27,6 +27,7 @@ class Conditions:
     evaluator: str | None = None
     evaluator_version: str | None = None
     source: str | None = None
+    setup: Mapping[str, Any] | None = None
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -36,12 +37,18 @@ class Conditions:
     @property
     def digest(self) -> str:
         """Return the key under which a score is unique; NULLs in an index never collide."""
-        return _digest(*(getattr(self, name) for name in self.__slots__))
+        setup = json.dumps(dict(self.setup), sort_keys=True) if self.setup else None
+        return _digest(setup, *(getattr(self, name) for name in _PLAIN))
+
+
+_PLAIN = tuple(name for name in Conditions.__slots__ if name != "setup")
 
 
 @lru_cache(maxsize=4096)
-def _digest(*values: str | int | None) -> str:
-    fields = dict(zip(Conditions.__slots__, values, strict=True))
+def _digest(setup: str | None, *values: str | int | None) -> str:
+    fields: dict[str, Any] = dict(zip(_PLAIN, values, strict=True))
+    if setup is not None:  # scores that have none keep the digest of older schemas
+        fields["setup"] = setup
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -56,10 +63,14 @@ class Measurement:
     details: dict[str, Any] | None = None
 
 
-def conditions(metric: str, n_shot: int | None, **texts: str | None) -> Conditions:
+def conditions(
+    metric: str, n_shot: int | None, setup: Mapping[str, Any] | None = None, **texts: str | None
+) -> Conditions:
     """Check the conditions of a score."""
     checked = {field: rules.optional_text(value, field) for field, value in texts.items()}
-    return Conditions(rules.name(metric, "metric"), rules.count(n_shot, "n_shot"), **checked)
+    known = rules.document(setup, "setup") if setup else None
+    metric = rules.name(metric, "metric")
+    return Conditions(metric, rules.count(n_shot, "n_shot"), **checked, setup=known)
 
 
 def measurement(
@@ -179,6 +190,7 @@ def to_score(row: ScoreRow) -> Score:
         evaluator=row.evaluator,
         evaluator_version=row.evaluator_version,
         source=row.source,
+        setup=row.setup,
         ability=row.benchmark.ability,
         unit=row.benchmark.unit,
         partial=row.partial,

@@ -258,6 +258,7 @@ class ScoreRow(Base):
     evaluator: Mapped[str | None] = mapped_column(Text)
     evaluator_version: Mapped[str | None] = mapped_column(Text)
     source: Mapped[str | None] = mapped_column(Text)
+    setup: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     conditions: Mapped[str] = mapped_column(String(64))
     partial: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     details: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
@@ -265,6 +266,27 @@ class ScoreRow(Base):
 
     checkpoint: Mapped[CheckpointRow] = relationship()
     benchmark: Mapped[BenchmarkRow] = relationship()
+
+
+class AnalysisRow(Base):
+    """What an analysis found; `conditions` digests its setup."""
+
+    __tablename__ = "analyses"
+    __table_args__ = (UniqueConstraint("checkpoint_id", "kind", "conditions"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoints.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(String(100))
+    against_id: Mapped[int | None] = mapped_column(
+        ForeignKey("checkpoints.id", ondelete="CASCADE"), index=True
+    )
+    setup: Mapped[dict[str, Any]] = mapped_column(JSON)
+    conditions: Mapped[str] = mapped_column(String(64))
+    result: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+
+    checkpoint: Mapped[CheckpointRow] = relationship(foreign_keys=checkpoint_id)
+    against: Mapped[CheckpointRow | None] = relationship(foreign_keys=against_id)
 
 
 class EventRow(Base):

@@ -25,7 +25,7 @@ VIEWS = {
     "v_scores": """
         SELECT c.name AS checkpoint, c.kind, b.name AS benchmark, b.ability, s.metric, s.value,
           b.unit, b.higher_is_better, s.stderr, s.n, s.n_shot, s.filter, s.split, s.evaluator,
-          s.evaluator_version, s.source, s.partial, s.details, s.created_at
+          s.evaluator_version, s.source, s.setup, s.partial, s.details, s.created_at
         FROM scores s JOIN checkpoints c ON c.id = s.checkpoint_id
           JOIN benchmarks b ON b.id = s.benchmark_id""",
     "v_runs": """
@@ -36,6 +36,10 @@ VIEWS = {
     "v_publications": """
         SELECT c.name AS checkpoint, p.repo, p."commit", p.url, p.branch, p.published_at
         FROM publications p JOIN checkpoints c ON c.id = p.checkpoint_id""",
+    "v_analyses": """
+        SELECT c.name AS checkpoint, a.kind, o.name AS against, a.setup, a.result, a.created_at
+        FROM analyses a JOIN checkpoints c ON c.id = a.checkpoint_id
+          LEFT JOIN checkpoints o ON o.id = a.against_id""",
     "v_events": """
         SELECT id, at, actor, action, subject_type, subject, details FROM events""",
 }

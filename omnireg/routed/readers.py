@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,10 @@ class HostReader:
         Raises:
             ConfigError: the processor cannot use them.
         """
-        given: list[Any] = list(media)
+        given: list[Any] = [self.prepared(medium) for medium in media]
         extra: dict[str, Any] = {}
         if self._argument == "images":
-            given = [[picture(medium)] for medium in given]
-        elif self._argument == "videos":
-            given = [film(medium) for medium in given]
+            given = [[medium] for medium in given]
         elif self._argument == "audio":
             extra["sampling_rate"] = self.sampling_rate
         try:
@@ -50,6 +48,12 @@ class HostReader:
         except (ValueError, TypeError, IndexError) as exc:
             raise ConfigError(f"{self._argument}: {' '.join(str(exc).split())}") from exc
         return dict(found)
+
+    def prepared(self, medium: Any) -> Any:
+        """Return a medium in the form that processors take: RGB, frames as one array."""
+        if self._argument == "images":
+            return picture(medium)
+        return film(medium) if self._argument == "videos" else medium
 
     def open(self, path: Path) -> Any:
         """Read a medium out of a file.
@@ -73,23 +77,33 @@ class HostReader:
         """Samples per second of the waveforms that the host takes."""
         return int(self._processor.feature_extractor.sampling_rate)
 
-    @cached_property
+    @property
     def _processor(self) -> Any:
-        from transformers import AutoProcessor
+        return host_processor(self._folder)
 
-        try:
-            with quiet():
-                return AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                    self._folder, trust_remote_code=False
-                )
-        except ImportError as exc:
-            if "orchvision" in str(exc) and self._argument == "videos":
-                return _without_torchvision(self._folder)
-            raise CheckpointError(f"{self._folder}: {' '.join(str(exc).split())}") from exc
-        except (OSError, ValueError, KeyError) as exc:
-            raise CheckpointError(
-                f"cannot load the processor in {self._folder}: {' '.join(str(exc).split())}"
-            ) from exc
+
+@lru_cache(maxsize=32)
+def host_processor(folder: Path) -> Any:
+    """Return the processor of a host.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        with quiet():
+            return AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                folder, trust_remote_code=False
+            )
+    except ImportError as exc:
+        if "orchvision" in str(exc):
+            return _without_torchvision(folder)
+        raise CheckpointError(f"{folder}: {' '.join(str(exc).split())}") from exc
+    except (OSError, ValueError, KeyError) as exc:
+        raise CheckpointError(
+            f"cannot load the processor in {folder}: {' '.join(str(exc).split())}"
+        ) from exc
 
 
 class Frames:

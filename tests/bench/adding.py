@@ -14,9 +14,10 @@ from typing import Any, cast
 import omnireg
 from omnireg.decoupled import add, extract
 from omnireg.demo import story
-from omnireg.demo.evaluate import score
+from omnireg.demo.questions import score
 from omnireg.demo.tasks import items
 from omnireg.package import Package
+from omnireg.subjects import open_subject
 
 SENSES = story.SENSES
 
@@ -25,7 +26,7 @@ def accuracy(package: Package, sense: str, folder: Path) -> float:
     """Return the accuracy of one model of a package on its own items."""
     shutil.rmtree(folder, ignore_errors=True)
     extract(package, sense, folder)
-    return score(folder, items(cast(Any, sense), "test")).accuracy
+    return score(open_subject(folder, dtype="float32"), items(cast(Any, sense), "test")).value
 
 
 def main() -> None:
@@ -54,7 +55,8 @@ def main() -> None:
         for sense in old:
             before, after = (accuracy(p, sense, folder / "one") for p in (two, three))
             say(f"{new} added: {sense} {before:.4f} before, {after:.4f} after\n")
-        own = score(story.FAMILY / new, items(cast(Any, new), "test")).accuracy
+        alone = open_subject(story.FAMILY / new, dtype="float32")
+        own = score(alone, items(cast(Any, new), "test")).value
         kept = accuracy(three, new, folder / "one")
         say(f"{new} added: {new} {kept:.4f}, its own model {own:.4f}\n")
 

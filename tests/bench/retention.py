@@ -18,12 +18,13 @@ import numpy as np
 
 import omnireg
 from omnireg.decoupled import extract, inspect
-from omnireg.demo import evaluate, story
+from omnireg.demo import questions, story
 from omnireg.demo.tasks import Modality, items
 from omnireg.host import PluginHost
 from omnireg.package import Package
 from omnireg.planning import plan
 from omnireg.recipe import parse_recipe
+from omnireg.subjects import open_subject
 from omnireg.workflows import Criterion, calibrate
 from omnireg.workflows.closeness import measure
 from omnireg.workflows.grid import with_parameters
@@ -70,12 +71,16 @@ def recipe() -> omnireg.Recipe:
     )
 
 
+def _score(folder: Path, asked: Any) -> float:
+    return questions.score(open_subject(folder, dtype="float32"), asked).value
+
+
 class Retention:
     """Scores packages on one split."""
 
     def __init__(self, split: Any) -> None:
         self.asked = {sense: items(sense, split) for sense in SENSES}
-        self.own = {s: evaluate.score(story.FAMILY / s, self.asked[s]).accuracy for s in SENSES}
+        self.own = {s: _score(story.FAMILY / s, self.asked[s]) for s in SENSES}
 
     def __call__(self, package: Path) -> Mapping[str, float]:
         """Return the retention of every modality."""
@@ -84,7 +89,7 @@ class Retention:
             for sense in SENSES:
                 out = Path(folder) / sense
                 extract(Package(package), sense, out)
-                score = evaluate.score(out, self.asked[sense]).accuracy
+                score = _score(out, self.asked[sense])
                 found[sense] = score / self.own[sense]
         return found
 

@@ -21,6 +21,7 @@ DATA = Path(__file__).with_name("data")
 TABLES = {
     "aliases",
     "alembic_version",
+    "analyses",
     "benchmarks",
     "checkpoint_modalities",
     "checkpoints",
@@ -123,11 +124,11 @@ def test_an_older_schema_is_upgraded_by_a_write(
     """A read asks for the upgrade, a write does it and keeps what was there."""
     Registry(path).add_checkpoint("m", kind="base")
     add_revision(tmp_path, monkeypatch)
-    with pytest.raises(RegistryError, match=r"older schema 0003.* run `omnireg db upgrade`"):
+    with pytest.raises(RegistryError, match=r"older schema 0004.* run `omnireg db upgrade`"):
         Registry(path).checkpoints()
     registry = Registry(path)
     registry.add_checkpoint("n", kind="base")
-    assert registry.current() == "0004"
+    assert registry.current() == "0005"
     assert [row.name for row in registry.checkpoints()] == ["n", "m"]
 
 
@@ -152,7 +153,7 @@ def test_a_failed_upgrade_leaves_the_old_schema(
     with pytest.raises(RegistryError, match="no such table: nowhere"):
         Registry(path).upgrade()
     assert _definitions(path) == before
-    assert Registry(path).current() == "0003"
+    assert Registry(path).current() == "0004"
 
 
 def add_revision(folder: Path, monkeypatch: pytest.MonkeyPatch, last: str = "pass") -> None:
@@ -161,17 +162,17 @@ def add_revision(folder: Path, monkeypatch: pytest.MonkeyPatch, last: str = "pas
     (migrations / "versions").mkdir(parents=True)
     for file in schema.MIGRATIONS.rglob("*.py"):
         (migrations / file.relative_to(schema.MIGRATIONS)).write_text(file.read_text())
-    (migrations / "versions" / "r0004_fourth.py").write_text(
+    (migrations / "versions" / "r0005_fifth.py").write_text(
         "import sqlalchemy as sa\n"
         "from alembic import op\n"
-        "revision, down_revision = '0004', '0003'\n"
+        "revision, down_revision = '0005', '0004'\n"
         "def upgrade():\n"
         "    with op.batch_alter_table('checkpoints', recreate='always') as table:\n"
         "        table.add_column(sa.Column('stars', sa.Integer()))\n"
         f"    {last}\n"
     )
     monkeypatch.setattr(schema, "MIGRATIONS", migrations)
-    monkeypatch.setattr(schema, "HEAD", "0004")
+    monkeypatch.setattr(schema, "HEAD", "0005")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_a_populated_registry_of_every_revision_is_upgraded(path: Path, revision
     assert [run.status for run in registry.runs()] == [RunStatus.FAILED, RunStatus.DONE]
     assert [p.name for p in registry.leaderboard("MMLU")] == ["vision", "base"]
     before = len(registry.events("base"))
-    assert before == (1 if revision == "0002" else 0)
+    assert before == (0 if revision == "0001" else 1)
     registry.add_score("base", "MMLU", 1, metric="other")
     registry.add_publication("base", "acme/base", "a" * 40, url="https://hub/acme/base")
     assert len(registry.events("base")) == before + 2

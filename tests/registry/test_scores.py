@@ -23,6 +23,7 @@ def test_a_score_keeps_its_conditions(family: Registry) -> None:
         evaluator="lmms-eval",
         evaluator_version="0.3",
         source="https://example.org/paper",
+        setup={"seed": 7},
         ability="vision",
         unit="points",
         details={"config": [1, 2]},
@@ -42,6 +43,7 @@ def test_a_score_keeps_its_conditions(family: Registry) -> None:
         "evaluator": "lmms-eval",
         "evaluator_version": "0.3",
         "source": "https://example.org/paper",
+        "setup": {"seed": 7},
         "ability": "vision",
         "unit": "points",
         "partial": False,
@@ -175,3 +177,43 @@ def test_a_score_needs_a_checkpoint(family: Registry) -> None:
     with pytest.raises(RegistryError, match="did you mean 'merged'"):
         family.add_score("mergd", "mme", 1.0)
     assert family.benchmarks() == []
+
+
+def test_another_setup_is_another_measurement(family: Registry) -> None:
+    """Seeds, limits and templates tell scores apart; the order of their names does not."""
+    family.add_score("merged", "mme", 1.0)
+    family.add_score("merged", "mme", 2.0, setup={"seed": 1, "limit": 10}, partial=True)
+    family.add_score("merged", "mme", 3.0, setup={"seed": 2})
+    assert family.add_score("merged", "mme", 2.0, setup={"limit": 10, "seed": 1}, partial=True)
+    assert [score.value for score in family.scores("merged")] == [1.0, 2.0, 3.0]
+    with pytest.raises(RegistryError, match="already has 3"):
+        family.add_score("merged", "mme", 4.0, setup={"seed": 2})
+    with pytest.raises(RegistryError, match="setup cannot be stored"):
+        family.add_score("merged", "mme", 4.0, setup={"seed": float("nan")})
+
+
+def test_scores_measured_alike_are_compared(family: Registry) -> None:
+    """Of several scores of a benchmark those with one setup are paired, whole ones before parts."""
+    for name, shift in (("base", 0.0), ("merged", 1.0)):
+        family.add_score(name, "mme", 10.0 + shift)
+        family.add_score(name, "mme", 20.0 + shift, setup={"chat_template": "a"})
+        family.add_score(name, "mme", 90.0, setup={"limit": 2}, partial=True)
+    (row,) = family.compare("merged", against="base").rows
+    assert (row.reference, row.values["merged"].value) == (20.0, 21.0)
+    assert not row.values["merged"].partial
+
+
+def test_an_analysis_is_recorded_once_for_a_setup(family: Registry) -> None:
+    """The same analysis again replaces its result, and leaves an event only if it differs."""
+    family.add_analysis("merged", "shift", {"delta_avg": 0.5}, against="base", setup={"n": 1})
+    family.add_analysis("merged", "shift", {"delta_avg": 0.5}, against="base", setup={"n": 1})
+    before = len(family.events("merged"))
+    family.add_analysis("merged", "shift", {"delta_avg": 0.25}, against="base", setup={"n": 1})
+    family.add_analysis("merged", "shift", {"delta_avg": 1.0}, against="base", setup={"n": 2})
+    newest, other = family.analyses("merged", "shift")
+    assert (newest.result, newest.setup) == ({"delta_avg": 1.0}, {"n": 2})
+    assert (other.result, other.against) == ({"delta_avg": 0.25}, "base")
+    assert len(family.events("merged")) == before + 2
+    assert family.analyses("merged", "heads") == []
+    rows = family.sql("SELECT checkpoint, kind, against FROM v_analyses").rows
+    assert [tuple(row) for row in rows] == [("merged", "shift", "base")] * 2

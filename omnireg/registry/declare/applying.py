@@ -9,15 +9,16 @@ from sqlalchemy import func, literal, select
 from sqlalchemy.orm import Session
 
 from omnireg.errors import RegistryError
+from omnireg.registry import analyses
 from omnireg.registry.declare.changing import Step, id_of
 from omnireg.registry.declare.checkpoints import Checkpoints
-from omnireg.registry.declare.manifest import BenchmarkItem, RunItem
+from omnireg.registry.declare.manifest import AnalysisItem, BenchmarkItem, RunItem
 from omnireg.registry.declare.reading import Declared, Place
 from omnireg.registry.declare.scores import Scores
 from omnireg.registry.declare.staging import Staging
 from omnireg.registry.events import to_event
 from omnireg.registry.records import Changes
-from omnireg.registry.tables import BenchmarkRow, EventRow, RunRow, ScoreRow
+from omnireg.registry.tables import BenchmarkRow, CheckpointRow, EventRow, RunRow, ScoreRow
 
 #: of a plan, so many changes are listed
 LISTED = 100
@@ -43,6 +44,7 @@ def apply(session: Session, items: Iterable[Declared]) -> Changes:
     checkpoints.set()
     Scores(session).set()
     few.set_runs(staging.runs)
+    few.set_analyses(staging.analyses)
     checkpoints.remove()
     few.remove_benchmarks(staging.benchmarks.values())
     changes = _changes(session, last)
@@ -65,7 +67,7 @@ def _changes(session: Session, last: int) -> Changes:
 
 
 class _Few(Step):
-    """Benchmarks and runs: few, so one at a time."""
+    """Benchmarks, runs and analyses: few, so one at a time."""
 
     def set_benchmarks(self, declared: Iterable[tuple[BenchmarkItem, Place]]) -> None:
         for item, _ in declared:
@@ -76,6 +78,10 @@ class _Few(Step):
         for item, place in declared:
             self._run(item, place)
         self._session.flush()
+
+    def set_analyses(self, declared: Iterable[tuple[AnalysisItem, Place]]) -> None:
+        for item, place in declared:
+            self._analysis(item, place)
 
     def remove_benchmarks(self, declared: Iterable[tuple[BenchmarkItem, Place]]) -> None:
         for item, place in declared:
@@ -100,13 +106,7 @@ class _Few(Step):
         key = ("name", "out", "machine", "started_at")
         query = select(RunRow).where(*(getattr(RunRow, k) == getattr(item, k) for k in key))
         row = self._session.scalars(query).first()
-        checkpoint_id = None
-        if item.checkpoint is not None:
-            checkpoint_id = self._session.scalar(select(id_of(literal(item.checkpoint))))
-            if checkpoint_id is None:
-                raise RegistryError(
-                    f"{place}: no checkpoint {item.checkpoint!r}: declare it, or correct the name"
-                )
+        checkpoint_id = self._id(item.checkpoint, place) if item.checkpoint is not None else None
         if (item.status == "done") != (checkpoint_id is not None):
             raise RegistryError(
                 f"{place}: a run is done if it made a checkpoint: name the checkpoint, or another"
@@ -120,7 +120,19 @@ class _Few(Step):
             if getattr(row, fact) != said:
                 setattr(row, fact, said)
 
-    # checkpoints
+    def _analysis(self, item: AnalysisItem, place: Place) -> None:
+        owner, other = (
+            self._session.get(CheckpointRow, self._id(name, place)) if name else None
+            for name in (item.checkpoint, item.against)
+        )
+        assert owner is not None
+        analyses.record(self._session, owner, item.kind, other, item.setup, item.result)
+
+    def _id(self, name: str, place: Place) -> int:
+        found = self._session.scalar(select(id_of(literal(name))))
+        if found is None:
+            raise RegistryError(f"{place}: no checkpoint {name!r}: declare it, or correct the name")
+        return int(found)
 
     def _remove_benchmark(self, item: BenchmarkItem, place: Place) -> None:
         query = select(BenchmarkRow).where(BenchmarkRow.name == item.name)

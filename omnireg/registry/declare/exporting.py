@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 
 from omnireg.registry.declare.manifest import VERSION
 from omnireg.registry.tables import (
+    AnalysisRow,
     BenchmarkRow,
     CheckpointRow,
     ParentRow,
@@ -18,6 +19,7 @@ from omnireg.registry.tables import (
 )
 
 _BATCH = 1000
+_SECTIONS = {"analysis": "analyses"}
 _BENCHMARK = ("name", "ability", "metric", "unit", "higher_is_better", "description")
 _CHECKPOINT = ("name", "kind", "fingerprint", "source", "strategy", "notes", "details")
 _RUN = (
@@ -27,12 +29,12 @@ _RUN = (
 )  # fmt: skip
 _SCORE = (
     "metric", "value", "n", "stderr", "n_shot", "filter", "split", "evaluator",
-    "evaluator_version", "source", "details", "created_at",
+    "evaluator_version", "source", "setup", "details", "created_at",
 )  # fmt: skip
 
 
 def items(session: Session) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every item as (``benchmark`` | ``checkpoint`` | ``run`` | ``score``, fields)."""
+    """Yield every item as (kind, fields), the kind being a key of a JSON Lines manifest."""
     for benchmark in session.scalars(select(BenchmarkRow).order_by(BenchmarkRow.id)):
         yield "benchmark", _said(benchmark, _BENCHMARK)
     for row in _each(session, _checkpoints()):
@@ -47,6 +49,19 @@ def items(session: Session) -> Iterator[tuple[str, dict[str, Any]]]:
         partial = {"partial": True} if row.partial else {}
         names = {"checkpoint": row.checkpoint.name, "benchmark": row.benchmark.name}
         yield "score", {**names, **_said(row, _SCORE), **partial}
+    found = select(AnalysisRow).options(
+        joinedload(AnalysisRow.checkpoint), joinedload(AnalysisRow.against)
+    )
+    for row in _each(session, found, AnalysisRow):
+        against = {"against": row.against.name} if row.against else {}
+        yield (
+            "analysis",
+            {
+                "checkpoint": row.checkpoint.name,
+                **against,
+                **_said(row, ("kind", "setup", "result")),
+            },
+        )
 
 
 def lines(found: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[str]:
@@ -60,7 +75,7 @@ def document(found: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """Return a manifest as one document."""
     sections: dict[str, list[dict[str, Any]]] = {}
     for kind, fields in found:
-        sections.setdefault(f"{kind}s", []).append(fields)
+        sections.setdefault(_SECTIONS.get(kind, f"{kind}s"), []).append(fields)
     return {"omnireg": VERSION, **sections}
 
 

@@ -97,6 +97,9 @@ class Conditions(Item):
     evaluator: Text | None = None
     evaluator_version: Text | None = None
     source: Text | None = None
+    setup: Document | None = Field(
+        None, description="What else the value depends on, by name: seed, limit, chat template, …"
+    )
 
 
 class ScoreItem(Conditions):
@@ -136,6 +139,16 @@ class RunItem(Item):
     error: Whole | None = None
 
 
+class AnalysisItem(Item):
+    """What an analysis of a checkpoint found; known by checkpoint, kind, against and setup."""
+
+    checkpoint: Name
+    kind: Annotated[str, Field(max_length=100), _ruled(rules.name, "kind of analysis", 100)]
+    against: Name | None = None
+    setup: Document = Field(default_factory=dict)
+    result: Document
+
+
 class Column(Conditions):
     """A column of a table of scores; what it says overrides the table."""
 
@@ -162,6 +175,7 @@ class Manifest(Item):
     runs: list[RunItem] = Field(default_factory=list)
     scores: list[ScoreItem] = Field(default_factory=list)
     tables: list[TableItem] = Field(default_factory=list)
+    analyses: list[AnalysisItem] = Field(default_factory=list)
 
 
 class Line(Item):
@@ -172,6 +186,7 @@ class Line(Item):
     checkpoint: CheckpointItem | None = None
     run: RunItem | None = None
     score: ScoreItem | None = None
+    analysis: AnalysisItem | None = None
 
 
 def schema() -> dict[str, Any]:

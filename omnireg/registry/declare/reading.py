@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from omnireg.errors import RegistryError, did_you_mean
 from omnireg.registry.declare.manifest import (
     VERSION,
+    AnalysisItem,
     BenchmarkItem,
     CheckpointItem,
     Column,
@@ -27,6 +28,7 @@ _SECTIONS: dict[str, type[Item]] = {
     "runs": RunItem,
     "scores": ScoreItem,
     "tables": TableItem,
+    "analyses": AnalysisItem,
 }
 _LINES = (".jsonl", ".ndjson")
 
@@ -79,7 +81,7 @@ def _lines(file: Path) -> Iterator[Declared]:
             if empty and line.omnireg is None:
                 raise _no_version(file, f'begin it with {{"omnireg": {VERSION}}}')
             empty = False
-            for item in (line.benchmark, line.checkpoint, line.run, line.score):
+            for item in (line.benchmark, line.checkpoint, line.run, line.score, line.analysis):
                 if item is not None:
                     yield item, place
     if empty:

@@ -22,7 +22,7 @@ from omnireg.registry.tables import BenchmarkRow
 _MEASURED = ("value", "stderr", "n", "partial", "details", "created_at")
 _CONDITIONS = (
     "metric", "n_shot", "filter", "split", "evaluator", "evaluator_version", "source",
-    "conditions",
+    "setup", "conditions",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
 from omnireg.errors import RegistryError
 from omnireg.registry import scores
 from omnireg.registry.declare.manifest import (
+    AnalysisItem,
     BenchmarkItem,
     CheckpointItem,
     RunItem,
@@ -76,6 +77,7 @@ SCORES = _table(
     Column("n", BigInteger),
     Column("n_shot", BigInteger),
     *_texts("filter", "split", "evaluator", "evaluator_version", "source", "conditions"),
+    Column("setup", JSON(none_as_null=True)),
     Column("partial", Boolean),
     Column("details", JSON(none_as_null=True)),
     Column("created_at", UtcDateTime),
@@ -113,6 +115,7 @@ class Staging:
         self._unclear: list[tuple[ScoreItem, Place]] = []
         self.benchmarks: dict[str, tuple[BenchmarkItem, Place]] = {}
         self.runs: list[tuple[RunItem, Place]] = []
+        self.analyses: list[tuple[AnalysisItem, Place]] = []
         self.checkpoints = self.scores = 0
         _metadata.create_all(connection, checkfirst=False)
 
@@ -131,6 +134,8 @@ class Staging:
                 self._benchmark(item, place)
             elif isinstance(item, RunItem):
                 self.runs.append((item, place))
+            elif isinstance(item, AnalysisItem):
+                self.analyses.append((item, place))
         for item, place in self._unclear:
             # the benchmark came later, or never; the latter is found out by joining
             self._add_score(item, place, self._metrics.get(item.benchmark) or "score")
@@ -226,6 +231,7 @@ class Staging:
             item.evaluator,
             item.evaluator_version,
             item.source,
+            item.setup or None,
         )
         self.scores += 1
         self._add(
