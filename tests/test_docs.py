@@ -15,10 +15,10 @@ from mkdocs.structure.files import get_files
 
 import omnireg
 from omnireg import HostLayout, Sense
-from omnireg.hookspecs import Conduct, Result
 from omnireg.cli import cli
 from omnireg.cli.output import Settings
 from omnireg.engine.tools import mergekit_tools
+from omnireg.hookspecs import Conduct, Result
 from omnireg.recipe import Block, Recipe
 from omnireg.registry import Registry
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "leaderboard": ("scoring", "Rank checkpoints by a benchmark."),
     "compare": ("scoring", "Set checkpoints beside a reference, benchmark by benchmark."),
     "check": ("scoring", "Look for signatures of failure in a checkpoint's scores."),
+    "analyze": ("analyze", "Look into checkpoints: shift, heads, t-SNE."),
     "apply": ("declare", "Bring the registry to what manifests declare."),
     "export": ("declare", "Write the registry as a manifest."),
     "publish": ("hub", "Publish a checkpoint to the Hugging Face Hub, with its lineage."),

@@ -30,9 +30,7 @@ _SHOWN = 10
     help="Score a package ({} is its folder): print a number, or a JSON object by modality.",
 )
 @click.option("--tasks", metavar="T,…", help="Score by tasks, as omnireg eval does.")
-@click.option(
-    "--evaluator", metavar="NAME", help="Who measures them."
-)
+@click.option("--evaluator", metavar="NAME", help="Who measures them.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the chosen recipe here.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw a heat map here.")
 @click.option(
@@ -87,9 +85,9 @@ def calibrate_command(
             progress=progress,
         )
     if plot is not None:
-        from omnireg.workflows.charts import heat_map
+        from omnireg.workflows.charts import surface as draw
 
-        heat_map(found.trials, plot, found.criterion)
+        draw(found.trials, plot, found.criterion)
     if out is not None:
         try:
             out.write_text(found.text, encoding="utf-8")

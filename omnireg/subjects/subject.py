@@ -80,7 +80,8 @@ class Subject(ABC):
         found: list[Response | None] = [None] * len(items)
         done = 0
         for batch in _batches(items, batch_size):
-            answers = self._answer([items[i] for i in batch], max_new_tokens, wanted)
+            inputs = self.inputs([items[i] for i in batch], chat=wanted)
+            answers = self.answer(inputs, max_new_tokens)
             for place, answer in zip(batch, answers, strict=True):
                 found[place] = answer
             done += len(batch)
@@ -97,8 +98,8 @@ class Subject(ABC):
                         f"{did_you_mean(modality, self.placeholders)}: it takes in {known}"
                     )
 
-    def _answer(self, items: Sequence[Item], max_new_tokens: int, chat: bool) -> list[Response]:
-        inputs = self.inputs(items, chat=chat)
+    def answer(self, inputs: dict[str, Any], max_new_tokens: int) -> list[Response]:
+        """Answer a batch of prepared inputs greedily."""
         with torch.inference_mode():
             made = self.model.generate(
                 **inputs,

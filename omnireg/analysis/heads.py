@@ -1,0 +1,352 @@
+"""Mask each attention head in turn and ask again (arXiv 2506.01872, section 5.2).
+
+``zero`` sets a head's output to 0, the usual ablation. ``uniform`` makes it attend to all
+positions alike, later ones included, as the paper's released code does by setting its attention
+logits to 0 after the causal mask.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from omnireg.analysis.salience import (
+    ORIGINAL,
+    Asked,
+    Head,
+    Key,
+    Salience,
+    accuracy,
+    file_of,
+    head,
+    probability_accuracy,
+    read_run,
+    write_run,
+)
+from omnireg.digests import cache_folder
+from omnireg.errors import EvaluationError
+from omnireg.subjects import Item, Subject
+from omnireg.subjects.items import Items
+
+_ABOUT = "about.json"
+#: prepared inputs are kept up to so many bytes; more are prepared anew for every head
+_KEPT_BYTES = 1 << 30
+
+
+class Mask(StrEnum):
+    """How a head is taken out."""
+
+    ZERO = "zero"
+    UNIFORM = "uniform"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Questions with options.
+
+    Attributes:
+        items: the questions.
+        options: of each, in its order; the first tokens differ.
+        right: by the question's id.
+        sha256: of the file and its media.
+    """
+
+    items: tuple[Item, ...]
+    options: tuple[tuple[str, ...], ...]
+    right: Mapping[str, Key]
+    sha256: str
+
+    @classmethod
+    def of(cls, items: Items, limit: int | None = None) -> "Probe":
+        """Take questions; those without options may be answered like others of their category.
+
+        Raises:
+            EvaluationError: a question has fewer than two options, or none is right.
+        """
+        answers: dict[str | None, dict[str, None]] = {}
+        for item in items:
+            answers.setdefault(item.category, {}).update(dict.fromkeys(item.answers[:1]))
+        chosen = items.items[:limit]
+        options = tuple(i.options or tuple(sorted(answers[i.category])) for i in chosen)
+        right = {}
+        for item, own in zip(chosen, options, strict=True):
+            if not item.answers or item.answers[0] not in own or len(own) < 2:
+                raise EvaluationError(
+                    f"item {item.id}: give it `options`, two or more, and an `answer` among them"
+                )
+            if item.id in right:
+                raise EvaluationError(f"two items have the id {item.id}; give each its own")
+            right[item.id] = Key(item.answers[0].strip(), own.index(item.answers[0]))
+        return cls(chosen, options, right, items.sha256)
+
+
+def salience(
+    subject: Subject,
+    probe: Probe,
+    *,
+    mask: Mask | str = Mask.ZERO,
+    fingerprint: str = "",
+    folder: Path | None = None,
+    layers: Sequence[int] | None = None,
+    max_new_tokens: int = 8,
+    chat: bool | None = None,
+    batch_size: int = 16,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Salience:
+    """Ask a model with each head masked in turn; heads that were asked before are not asked again.
+
+    Args:
+        subject: the model.
+        probe: the questions.
+        mask: how a head is taken out.
+        fingerprint: of the model; what was asked before is known by it.
+        folder: where answers and logits are kept, in the form that ``--logits`` reads; a folder
+            of the cache when None.
+        layers: which layers to look at; all when None.
+        max_new_tokens: where an answer ends.
+        chat: put prompts into the chat template; if there is one, when None.
+        batch_size: how many questions at once.
+        tick: called with heads done, and of how many.
+
+    Raises:
+        EvaluationError: the model's attention has an unknown form, options share a first token,
+            or the folder holds something else.
+    """
+    way = Mask(mask) if mask in list(Mask) else _no_mask(mask)
+    attentions = _attentions(subject)
+    wanted = list(range(len(attentions))) if layers is None else list(layers)
+    for layer in wanted:
+        if not 0 <= layer < len(attentions):
+            raise EvaluationError(f"no layer {layer}: there are {len(attentions)}, from 0")
+    told = subject.has_chat_template if chat is None else chat
+    about = {
+        "checkpoint": fingerprint or str(subject.folder),
+        "items": probe.sha256,
+        "n": len(probe.items),
+        "mask": str(way),
+        "max_new_tokens": max_new_tokens,
+        "chat_template": told,
+        "dtype": str(subject.model.dtype).removeprefix("torch."),
+    }
+    place = _prepare(folder, about)
+    asking = _Asking(subject, probe, max_new_tokens, told, batch_size)
+    total = 1 + sum(attentions[layer].heads for layer in wanted)
+    tick(0, total)
+    original = _kept(place / f"{ORIGINAL}.jsonl.gz", asking)
+    heads: list[Head] = []
+    for layer in wanted:
+        for number in range(attentions[layer].heads):
+            tick(1 + len(heads), total)
+            with attentions[layer].masked(number, way) as begin:
+                masked = _kept(file_of(place, layer, number), asking, begin)
+            heads.append(head(layer, number, original, masked, probe.right))
+    tick(total, total)
+    return Salience(
+        accuracy(original, probe.right),
+        probability_accuracy(original, probe.right),
+        len(probe.items),
+        tuple(heads),
+    )
+
+
+def _no_mask(mask: str) -> Mask:
+    raise EvaluationError(f"no mask {mask!r}: choose one of {', '.join(Mask)}")
+
+
+def _prepare(folder: Path | None, about: dict[str, Any]) -> Path:
+    """Return the folder to keep logits in, which says what they are of."""
+    text = json.dumps(about, sort_keys=True, indent=2)
+    place = folder or cache_folder() / "heads" / sha256(text.encode()).hexdigest()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        said = place / _ABOUT
+        if said.exists() and said.read_text(encoding="utf-8") != text:
+            raise EvaluationError(
+                f"{place} holds logits of another model, mask or file; name another folder"
+            )
+        if not said.exists() and any(place.iterdir()):
+            raise EvaluationError(f"{place} holds something else; name a new folder")
+        said.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise EvaluationError(f"cannot write to {place}: {exc.strerror}") from exc
+    return place
+
+
+def _kept(
+    file: Path, asking: "_Asking", begin: Callable[[], None] = lambda: None
+) -> dict[str, Asked]:
+    """Return what is in a file, else ask and write it; a damaged file is asked for again."""
+    if file.exists():
+        try:
+            return read_run(file)
+        except EvaluationError:
+            file.unlink()
+    found = asking(begin)
+    try:
+        write_run(file, found)
+    except OSError as exc:
+        raise EvaluationError(f"cannot write {file}: {exc.strerror}") from exc
+    return found
+
+
+class _Asking:
+    """Questions in batches of one length, so that nothing is filled up."""
+
+    def __init__(
+        self, subject: Subject, probe: Probe, max_new_tokens: int, chat: bool, batch_size: int
+    ) -> None:
+        self._subject, self._probe, self._length = subject, probe, max_new_tokens
+        self._chat = chat
+        self._tokens = [_first_tokens(subject, options) for options in probe.options]
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for place, item in enumerate(probe.items):
+            ids = subject.inputs([item], chat=chat)["input_ids"]
+            alike.setdefault((item.modalities, ids.shape[1]), []).append(place)
+        self._batches = [
+            places[start : start + batch_size]
+            for places in alike.values()
+            for start in range(0, len(places), batch_size)
+        ]
+        self._inputs: dict[int, dict[str, Any]] = {}
+        self._bytes = 0
+
+    def __call__(self, begin: Callable[[], None]) -> dict[str, Asked]:
+        """Ask everything; ``begin`` is called before each batch."""
+        found: dict[int, Asked] = {}
+        for number, places in enumerate(self._batches):
+            begin()
+            answers = self._subject.answer(self._prepared(number), self._length)
+            for place, response in zip(places, answers, strict=True):
+                logits = response.logits[self._tokens[place]].tolist()
+                found[place] = Asked(response.text, tuple(logits))
+        return {item.id: found[place] for place, item in enumerate(self._probe.items)}
+
+    def _prepared(self, number: int) -> dict[str, Any]:
+        if number in self._inputs:
+            return dict(self._inputs[number])
+        items = [self._probe.items[place] for place in self._batches[number]]
+        made = self._subject.inputs(items, chat=self._chat)
+        size = sum(v.nbytes for v in made.values() if isinstance(v, Tensor))
+        if self._bytes + size <= _KEPT_BYTES:
+            self._inputs[number] = made
+            self._bytes += size
+        return dict(made)
+
+
+def _first_tokens(subject: Subject, options: Sequence[str]) -> list[int]:
+    """Return the first token of every option.
+
+    Raises:
+        EvaluationError: two options begin with the same one.
+    """
+    found: dict[int, str] = {}
+    for option in options:
+        ids = subject.tokenizer(option, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise EvaluationError(f"the option {option!r} has no token")
+        other = found.setdefault(ids[0], option)
+        if other != option:
+            raise EvaluationError(
+                f"the options {other!r} and {option!r} begin with the same token, so its logit"
+                " does not tell them apart; use letters"
+            )
+    return list(found)
+
+
+# masking
+
+
+@dataclass
+class _Attention:
+    """The attention of one layer.
+
+    Attributes:
+        values: the projection whose output is what heads attend to.
+        output: the projection whose input is what all heads say.
+        heads: how many there are.
+        groups: how many heads share one value head.
+    """
+
+    values: Any
+    output: Any
+    heads: int
+    groups: int
+
+    @contextmanager
+    def masked(self, number: int, way: Mask) -> Iterator[Callable[[], None]]:
+        """Take a head out; yields what to call before a new batch."""
+        seen = _Seen()
+
+        def replace(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            said = args[0].clone()
+            width = said.shape[-1] // self.heads
+            mine = slice(number * width, (number + 1) * width)
+            said[..., mine] = 0 if way is Mask.ZERO else seen.mean(number // self.groups, width)
+            return (said, *args[1:])
+
+        def look(_: Any, __: Any, values: Tensor) -> None:
+            seen.add(values)
+
+        hooks = [self.output.register_forward_pre_hook(replace)]
+        if way is Mask.UNIFORM:
+            hooks.append(self.values.register_forward_hook(look))
+        try:
+            yield seen.reset
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class _Seen:
+    """The values of all positions so far, added up."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def reset(self) -> None:
+        """Begin with another batch."""
+        self._sum, self._count = None, 0
+
+    def add(self, values: Tensor) -> None:
+        """Take in (batch, positions, width)."""
+        more = values.float().sum(1, keepdim=True)
+        self._sum = more if self._sum is None else self._sum + more
+        self._count += values.shape[1]
+
+    def mean(self, head: int, width: int) -> Tensor:
+        """Return (batch, 1, width) of one value head."""
+        assert self._sum is not None
+        return self._sum[..., head * width : (head + 1) * width] / self._count
+
+
+def _attentions(subject: Subject) -> list[_Attention]:
+    """Return the attention of every layer of the language model.
+
+    Raises:
+        EvaluationError: it has an unknown form.
+    """
+    path = next(name for name, _ in subject.model.named_modules() if name.endswith("embed_tokens"))
+    language: Any = subject.model.get_submodule(path.rpartition(".")[0])
+    config = language.config
+    heads = getattr(config, "num_attention_heads", 0)
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    found = []
+    for layer in getattr(language, "layers", ()):
+        attention = getattr(layer, "self_attn", None)
+        values, output = getattr(attention, "v_proj", None), getattr(attention, "o_proj", None)
+        if values is None or output is None or not heads:
+            raise EvaluationError(
+                f"{subject.folder}: a layer of {type(language).__name__} has no self_attn with"
+                " v_proj and o_proj, so its heads cannot be masked"
+            )
+        found.append(_Attention(values, output, heads, heads // shared))
+    if not found:
+        raise EvaluationError(f"{subject.folder}: no layers were found in its language model")
+    return found

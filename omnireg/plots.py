@@ -1,0 +1,164 @@
+"""Charts: the only door to matplotlib, which is imported when one is drawn."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omnireg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: from this share of the range up colours are so light that numbers on them are black
+_LIGHT = 0.6
+#: maps with more cells have no numbers in them
+_READABLE = 200
+#: maps of smaller numbers show more places
+_LARGE = 0.1
+_NAN = float("nan")
+
+
+@contextmanager
+def chart(path: Any, width: float, height: float, panels: int = 1) -> Iterator[list["Axes"]]:
+    """Yield axes side by side to draw on, and write the figure where it should go.
+
+    Args:
+        path: a file whose ending says the format, or an open binary file for SVG.
+        width: in inches.
+        height: in inches.
+        panels: how many axes.
+
+    Raises:
+        ConfigError: matplotlib is missing, or the file cannot be written.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as exc:
+        raise ConfigError("a plot needs matplotlib: pip install 'omnireg[plots]'") from exc
+    # equal content is equal bytes
+    with matplotlib.rc_context({"svg.hashsalt": "omnireg", "svg.fonttype": "path"}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        yield list(axes)
+        try:
+            if isinstance(path, Path):
+                figure.savefig(path, dpi=150, metadata=_undated(path))
+            else:
+                figure.savefig(path, format="svg", metadata={"Date": None})
+        except (OSError, ValueError) as exc:
+            raise ConfigError(f"cannot write {path}: {exc}; try a name that ends in .png") from exc
+
+
+def _undated(path: Path) -> dict[str, Any] | None:
+    return {"Date": None} if path.suffix == ".svg" else None
+
+
+def heat_map(
+    axes: "Axes",
+    cells: Sequence[Sequence[float]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str = "",
+    row_name: str = "",
+    column_name: str = "",
+    diverging: bool = False,
+) -> None:
+    """Draw cells as colours, with their numbers where there is room."""
+    numbers = [value for line in cells for value in line if value == value]
+    bound = max((abs(value) for value in numbers), default=1.0) if diverging else None
+    image = axes.imshow(
+        cells, aspect="auto", origin="lower", cmap="RdBu" if diverging else "viridis",
+        vmin=-bound if bound else None, vmax=bound,
+    )  # fmt: skip
+    _ticks(axes, "x", columns)
+    _ticks(axes, "y", rows)
+    axes.set_xlabel(column_name)
+    axes.set_ylabel(row_name)
+    axes.set_title(title)
+    assert axes.figure is not None
+    axes.figure.colorbar(image, ax=axes)
+    if len(numbers) > _READABLE or not numbers:
+        return
+    light_from = min(numbers) + _LIGHT * (max(numbers) - min(numbers))
+    places = 3 if max(map(abs, numbers)) >= _LARGE else 5
+    for y, line in enumerate(cells):
+        for x, value in enumerate(line):
+            dark = not diverging and value <= light_from
+            axes.text(
+                x, y, "" if value != value else f"{value:.{places}f}", ha="center", va="center",
+                fontsize=8 if places == 3 else 6, color="white" if dark else "black",
+            )  # fmt: skip
+
+
+def _ticks(axes: "Axes", which: str, names: Sequence[str]) -> None:
+    """Name rows or columns; of many only some."""
+    step = max(1, -(-len(names) // 32))
+    place = axes.set_xticks if which == "x" else axes.set_yticks
+    place(range(0, len(names), step), list(names)[::step])
+
+
+def lines(
+    axes: "Axes",
+    across: Sequence[Any],
+    series: Mapping[str, Sequence[float | None]],
+    *,
+    errors: Mapping[str, Sequence[float | None]] | None = None,
+    title: str = "",
+    x: str = "",
+    y: str = "",
+) -> None:
+    """Draw one line for each series, with error bars where they are known."""
+    for name, values in series.items():
+        bars = [e or 0.0 for e in (errors or {}).get(name, ())] or None
+        known = [_NAN if value is None else value for value in values]
+        axes.errorbar(across, known, yerr=bars, marker="o", markersize=3, capsize=2, label=name)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    if all(isinstance(value, int) for value in across):
+        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+    if len(series) > 1:
+        axes.legend(fontsize=8)
+
+
+def bars(
+    axes: "Axes",
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    *,
+    title: str = "",
+    y: str = "",
+    line: float | None = None,
+) -> None:
+    """Draw bars side by side for each group; ``line`` marks a value to compare with."""
+    width = 0.8 / max(len(series), 1)
+    for number, (name, values) in enumerate(series.items()):
+        places = [place - 0.4 + width * (number + 0.5) for place in range(len(groups))]
+        known = [_NAN if value is None else value for value in values]
+        axes.bar(places, known, width * 0.95, label=name)
+    if line is not None:
+        axes.axhline(line, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right", fontsize=8)
+    axes.set_ylabel(y)
+    axes.set_title(title)
+    if len(series) > 1:
+        axes.legend(fontsize=8)
+
+
+def points(
+    axes: "Axes", places: Mapping[str, tuple[float, float]], *, title: str = "", x: str = "",
+    y: str = "",
+) -> None:  # fmt: skip
+    """Draw named points."""
+    for name, (left, up) in places.items():
+        axes.scatter([left], [up], s=40)
+        axes.annotate(name, (left, up), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title)
+    axes.margins(0.2)
+    axes.grid(alpha=0.3)
