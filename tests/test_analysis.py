@@ -167,7 +167,8 @@ def test_shifts_are_recorded_and_drawn(run: Run, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     shown = json.loads(done.out)
     assert [model["name"] for model in shown["models"]] == ["image", "audio"]
-    assert Image.open(plot).width > 500
+    with Image.open(plot) as drawn:
+        assert drawn.width > 500
     with Registry() as book:
         (analysis,) = book.analyses("audio", "shift")
     assert analysis.against == "base"

@@ -17,7 +17,7 @@ _SHOWN = 10
 
 
 def check_plot(file: Path | None) -> None:
-    """Refuse a chart that could not be written, before the work.
+    """Refuse a file that could not be written, before the work.
 
     Raises:
         ConfigError: there is no such folder.

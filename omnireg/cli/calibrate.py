@@ -81,6 +81,7 @@ def calibrate_command(
             by=by,
             score=score_of(score_command, tasks, evaluator, how),
             sample=sample,
+            score_name=tasks or score_command or "score",
             surface=surface,
             progress=progress,
         )
@@ -121,14 +122,14 @@ def score_of(
     if command and tasks:
         raise ConfigError("--score-command and --tasks both say how to score; leave one out")
     if command:
-        return _scorer(command)
+        return scorer_of(command)
     if tasks:
         conduct = conduct_of(how, lambda stage, done, total: None)
         return scorer(listed(tasks), evaluator, conduct)
     return None
 
 
-def _scorer(command: str) -> Callable[[Path], float | Mapping[str, float]]:
+def scorer_of(command: str) -> Callable[[Path], float | Mapping[str, float]]:
     """Return what runs a command on a folder and reads what it prints last."""
     try:
         words = shlex.split(command)

@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,8 @@ from omnireg.checkpoint import Checkpoint, combine_digests
 from omnireg.digests import remember_sha256
 from omnireg.engine.journal import Journal, unfinished
 from omnireg.engine.provenance import describe, versions
-from omnireg.engine.writer import write_file, write_side_files
+from omnireg.engine.steps import Steps, finish, side_by_side
+from omnireg.engine.writer import write_file, write_side_files, writing_file
 from omnireg.errors import ConfigError, PlanError
 from omnireg.host import PluginHost
 from omnireg.outputs import appearing, check_free, scratch_folder
@@ -131,26 +132,93 @@ def merge(
         OmniregError: see :mod:`omnireg.errors`; nothing is left at ``out``. What was finished is
             kept in ``OUT.partial`` if running again may help.
     """
+    how = Options(seed, threads, resume, allow_nonfinite, options or {})
+    book = (registry or _default_registry()) if record else None
+    plugins = host or PluginHost()
+    return finish(_merging(recipe, Path(out), name, engine, how, book, plugins, progress))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of several merges: what, where to, and under which name."""
+
+    recipe: Recipe
+    out: Path
+    name: str
+
+
+def merge_together(
+    jobs: Sequence[Job],
+    *,
+    engine: str = "auto",
+    threads: int | None = None,
+    registry: "Registry | None" = None,
+    record: bool = True,
+    host: PluginHost | None = None,
+    progress: Progress = lambda stage, done, total, detail: None,
+) -> list[Receipt]:
+    """Merge several recipes of the same inputs side by side, see :func:`merge`.
+
+    The outputs are written chunk by chunk in turn, so that what one merge has read is still in
+    memory when the others need it: the disk is read once for all. Packages, and what mergekit
+    runs, are made one after the other.
+
+    Raises:
+        OmniregError: one of them failed; what was finished of the others is kept for resuming.
+    """
+    book = (registry or _default_registry()) if record else None
+    plugins = host or PluginHost()
+    workers = max(1, (threads or os.cpu_count() or 1) // max(len(jobs), 1))
+    how = Options(threads=workers)
+    told = _Together(progress, len(jobs))
+    return side_by_side(
+        [
+            _merging(j.recipe, j.out, j.name, engine, how, book, plugins, told.of(number))
+            for number, j in enumerate(jobs)
+        ]
+    )
+
+
+class _Together:
+    """The progress of several merges as one."""
+
+    def __init__(self, progress: Progress, count: int) -> None:
+        self._progress, self._written = progress, [(0, 0)] * count
+
+    def of(self, number: int) -> Progress:
+        """Return what one of them reports to."""
+
+        def update(stage: str, done: int, total: int, detail: str) -> None:
+            if stage == "writing":
+                self._written[number] = (done, total)
+                done, total = (sum(sizes) for sizes in zip(*self._written, strict=True))
+                detail = f"{len(self._written)} merges"
+            self._progress(stage, done, total, detail)
+
+        return update
+
+
+def _merging(
+    recipe: Recipe | Path | str, out: Path, name: str | None, engine: str, how: Options,
+    book: "Registry | None", host: PluginHost, progress: Progress,
+) -> Steps[Receipt]:  # fmt: skip
     parsed, text = as_recipe(recipe)
-    out, host = Path(out), host or PluginHost()
     check_free(out)
     chosen = name or parsed.omnireg.name or out.name
-    book = (registry or _default_registry()) if record else None
     if book:
         book.check_name_free(chosen, recipe_digest=parsed.digest)
     if any(not Path(ref).expanduser().exists() for ref in parsed.references):
         # whether everything fits is known from headers, before a byte of weights is fetched
         plan(parsed, host, engine=engine, weights=False)
     planned = plan(parsed, host, engine=engine)
-    how = Options(seed, threads, resume, allow_nonfinite, options or {})
     if book:
         # the registry takes a moment to import; a merge that is not recorded does not need it
         from omnireg.engine import recording
 
-        run_id = recording.start(book, chosen, out, planned, text, seed)
+        run_id = recording.start(book, chosen, out, planned, text, how.seed)
     began = time.monotonic()
     try:
-        fingerprint, resumed = _run(planned, out, how, host, progress)
+        fingerprint, resumed = yield from _run(planned, out, how, host, progress)
         if book:
             progress("recording", 0, 1, "")
             recording.finish(book, run_id, chosen, planned, out, fingerprint)
@@ -171,7 +239,7 @@ def _default_registry() -> "Registry":
 
 def _run(
     planned: Plan, out: Path, how: Options, host: PluginHost, progress: Progress
-) -> tuple[str, int]:
+) -> Steps[tuple[str, int]]:
     """Run a plan with its engine; return the result's fingerprint and how many files were kept."""
     if how.mergekit.get("num_threads"):
         import torch
@@ -185,12 +253,12 @@ def _run(
     output = Output(planned, how.shard_bytes)
     if planned.engine is Engine.MERGEKIT:
         return _run_mergekit(output, out, how, host, progress), 0
-    return _run_stream(output, out, how, host, progress)
+    return (yield from _run_stream(output, out, how, host, progress))
 
 
 def _run_stream(
     output: Output, out: Path, how: Options, host: PluginHost, progress: Progress
-) -> tuple[str, int]:
+) -> Steps[tuple[str, int]]:
     from omnireg.engine.stream import streaming
     from omnireg.engine.tensors import Settings
 
@@ -205,7 +273,7 @@ def _run_stream(
         streamer.check_nothing_lost()
         if resumed < len(output.files):
             streamer.survey(lambda done, total: progress("surveying", done, total, "chunks"))
-        _write(output, streamer.content, journal, progress)
+        yield from _write(output, streamer.content, journal, progress)
         _complete(output.plan, output, journal.folder, how)
     return _fingerprint(out, journal.finished), resumed
 
@@ -254,7 +322,7 @@ def _fingerprint(out: Path, digests: Mapping[str, str]) -> str:
 
 def _write(
     output: Output, content: Callable[..., Any], journal: Journal, progress: Progress
-) -> None:
+) -> Steps[None]:
     """Write the files that are not finished yet."""
     total = output.size
     done = sum(file.size for file in output.files if file.name in journal.finished)
@@ -267,7 +335,8 @@ def _write(
             done += size
             progress("writing", done, total, detail)
 
-        journal.enter(file.name, write_file(journal.folder, file, content(file), wrote))
+        digest = yield from writing_file(journal.folder, file, content(file), wrote)
+        journal.enter(file.name, digest)
 
 
 def _complete(planned: Plan, output: Output | None, folder: Path, how: Options) -> None:

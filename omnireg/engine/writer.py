@@ -11,6 +11,7 @@ from typing import Protocol, Self
 
 from omnireg.alignment import EMBEDDING, HEAD
 from omnireg.checkpoint import INDEX
+from omnireg.engine.steps import Steps, finish
 from omnireg.errors import MergeError
 from omnireg.loading import write_text_config
 from omnireg.outputs import copy_files
@@ -47,6 +48,13 @@ def write_file(
     Raises:
         MergeError: the content is not as long as was planned.
     """
+    return finish(writing_file(folder, file, content, wrote))
+
+
+def writing_file(
+    folder: Path, file: Planned, content: Iterable[Data], wrote: Callable[[int], None]
+) -> Steps[str]:
+    """Do the same, piece of content by piece."""
     digest = sha256(file.header)
     with (folder / file.name).open("wb", buffering=0) as stream, _Disk(stream.fileno()) as disk:
         os.posix_fallocate(stream.fileno(), 0, max(file.size, 1))
@@ -55,6 +63,7 @@ def write_file(
             with disk.writing(data):
                 digest.update(data)
             wrote(len(data))
+            yield
         if disk.written != file.size:
             raise MergeError(f"{file.name} has {disk.written} bytes instead of {file.size}")
         disk.flush()

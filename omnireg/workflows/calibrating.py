@@ -12,12 +12,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from omnireg.errors import ConfigError, EvaluationError
+from omnireg.errors import ConfigError
 from omnireg.host import PluginHost
 from omnireg.planning import Plan, plan
 from omnireg.recipe import Recipe, as_recipe
 from omnireg.workflows.closeness import measure
 from omnireg.workflows.grid import as_yaml, points, with_parameters
+from omnireg.workflows.trials import Notebook, Score, Trial, numbers
 
 LAMBDA = "mask_lambda"
 #: what is tried where neither the recipe nor the user says what
@@ -29,7 +30,6 @@ DEFAULT_LAMBDAS = {"ratio": (0.25, 0.375, 0.5, 0.625, 0.75), "distance": (0.5, 1
 #: elements of a tensor that are looked at
 SAMPLE = 1 << 18
 
-Score = Callable[[Path], float | Mapping[str, float]]
 Progress = Callable[[str, int, int], None]
 
 
@@ -44,24 +44,6 @@ class Criterion(StrEnum):
     L1 = "l1"
     L2 = "l2"
     COSINE = "cosine"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting and what came of it.
-
-    Attributes:
-        point: the parameters that were tried.
-        values: by modality; by "" where one number was given for all.
-    """
-
-    point: Mapping[str, Any]
-    values: Mapping[str, float]
-
-    @property
-    def mean(self) -> float:
-        """The mean of the values."""
-        return sum(self.values.values()) / len(self.values)
 
 
 @dataclass(frozen=True)
@@ -151,7 +133,7 @@ def calibrate(
         trials = _by_weights(planned, trial, settings, chosen, sample, progress)
     else:
         chosen = score_name
-        trials = _by_score(trial, settings, score, surface, host, progress)
+        trials = _by_score(trial, settings, score, score_name, surface, host, progress)
     return _choose(parsed, planned, trials, chosen)
 
 
@@ -192,57 +174,27 @@ def _names(planned: Plan) -> dict[str, str]:
 
 
 def _by_score(
-    recipe: Recipe, settings: Sequence[Mapping[str, Any]], score: Score, surface: Path | None,
-    host: PluginHost, progress: Progress,
+    recipe: Recipe, settings: Sequence[Mapping[str, Any]], score: Score, by: str,
+    surface: Path | None, host: PluginHost, progress: Progress,
 ) -> list[Trial]:  # fmt: skip
     from omnireg.engine import merge
 
-    known = _remembered(surface)
+    book = Notebook(surface, by)
     trials = []
     for number, point in enumerate(settings):
         progress("scoring", number, len(settings))
         made = with_parameters(recipe, point)
-        if made.digest not in known:
-            with tempfile.TemporaryDirectory(prefix="omnireg-calibrate-") as folder:
-                out = Path(folder) / "package"
-                merge(made, out, record=False, host=host)
-                known[made.digest] = _numbers(score(out))
-            _remember(surface, made.digest, point, known[made.digest])
-        trials.append(Trial(point, known[made.digest]))
+        known = book.recall(made.digest)
+        if known:
+            trials.append(Trial(point, known["values"]))
+            continue
+        with tempfile.TemporaryDirectory(prefix="omnireg-calibrate-") as folder:
+            out = Path(folder) / "package"
+            merge(made, out, record=False, host=host)
+            trials.append(Trial(point, numbers(score(out))))
+        book.note(made.digest, trials[-1])
     progress("scoring", len(settings), len(settings))
     return trials
-
-
-def _numbers(said: float | Mapping[str, float]) -> dict[str, float]:
-    found = dict(said) if isinstance(said, Mapping) else {"": said}
-    for value in found.values():
-        if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
-            raise EvaluationError(f"the score is {said!r}; a number, or one for each modality")
-    if not found:
-        raise EvaluationError("the score is an empty object; give a number for each modality")
-    return {name: float(value) for name, value in found.items()}
-
-
-def _remembered(surface: Path | None) -> dict[str, dict[str, float]]:
-    if surface is None or not surface.exists():
-        return {}
-    try:
-        lines = [json.loads(line) for line in surface.read_text("utf-8").splitlines() if line]
-        return {line["recipe"]: line["values"] for line in lines}
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise ConfigError(f"{surface} holds no trials: {exc!r}; name a new file") from exc
-
-
-def _remember(
-    surface: Path | None, digest: str, point: Mapping[str, Any], values: Mapping[str, float]
-) -> None:
-    if surface is not None:
-        line = json.dumps({"recipe": digest, "point": dict(point), "values": dict(values)})
-        try:
-            with surface.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as exc:
-            raise ConfigError(f"cannot write {surface}: {exc.strerror}") from exc
 
 
 def _choose(recipe: Recipe, planned: Plan, trials: Sequence[Trial], criterion: str) -> Calibration:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from omnireg import plots
 from omnireg.errors import ConfigError
 from omnireg.workflows.grid import Point
+from omnireg.workflows.trials import Trial
 
 
 class Scored(Protocol):
@@ -59,6 +60,25 @@ def surface(trials: Sequence[Scored], path: Path, title: str) -> None:
             row_name=up if up != across else "",
             column_name=across,
         )
+
+
+def curve(trials: Sequence[Trial], path: Path, parameter: str) -> None:
+    """Draw every value over the one parameter that varies.
+
+    Raises:
+        ConfigError: matplotlib is missing, or the file cannot be written.
+    """
+    in_order = sorted(trials, key=lambda t: _key(t.point[parameter]))
+    across = [t.point[parameter] for t in in_order]
+    if not all(isinstance(value, int | float) for value in across):
+        across = [str(value) for value in across]
+    names = list(in_order[0].values)
+    series = {name or "score": [t.values[name] for t in in_order] for name in names}
+    errors = {name or "score": [t.errors.get(name) for t in in_order] for name in names}
+    if len(names) > 1:
+        series["mean"] = [t.mean for t in in_order]
+    with plots.chart(path, 6, 4) as (panel,):
+        plots.lines(panel, across, series, errors=errors, x=parameter, y="score")
 
 
 def _key(value: Any) -> tuple[bool, Any]:

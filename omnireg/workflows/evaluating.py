@@ -164,21 +164,21 @@ def scorer(
             for each, own in chosen
             for result in each.evaluate(folder, own, conduct or Conduct())
         ]
-        return _numbers(results)
+        return {
+            name: result.value if result.higher_is_better else -result.value
+            for name, result in by_name(results).items()
+        }
 
     return score
 
 
-def _numbers(results: Iterable[Result]) -> dict[str, float]:
-    found = list(results)
+def by_name(results: Iterable[Result]) -> dict[str, Result]:
+    """Return the first result of each benchmark, by modality where all differ in it."""
     first: dict[str, Result] = {}
-    for result in found:
+    for result in results:
         first.setdefault(result.benchmark, result)
     senses = [result.modality for result in first.values()]
     distinct = None not in senses and len(set(senses)) == len(senses)
     return {
-        str(result.modality) if distinct else result.benchmark: (
-            result.value if result.higher_is_better else -result.value
-        )
-        for result in first.values()
+        str(result.modality) if distinct else result.benchmark: result for result in first.values()
     }

@@ -1,0 +1,102 @@
+"""Settings that were tried and what came of them, kept in a file so that a search can go on."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from omnireg.errors import ConfigError, EvaluationError
+from omnireg.workflows.grid import Point
+
+#: measures a folder: one number, or several by name; higher is better
+Score = Callable[[Path], float | Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting and what came of it.
+
+    Attributes:
+        point: the parameters that were tried.
+        values: by modality or benchmark; by "" where one number was given for all.
+        errors: standard errors of the values, where they are known.
+    """
+
+    point: Point
+    values: Mapping[str, float]
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        """The mean of the values."""
+        return fmean(self.values.values())
+
+
+def numbers(said: float | Mapping[str, float]) -> dict[str, float]:
+    """Return what a score says, by name.
+
+    Raises:
+        EvaluationError: it is no number, or says nothing.
+    """
+    found = dict(said) if isinstance(said, Mapping) else {"": said}
+    for value in found.values():
+        if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+            raise EvaluationError(f"the score is {said!r}; a number, or one for each modality")
+    if not found:
+        raise EvaluationError("the score is an empty object; give a number for each modality")
+    return {name: float(value) for name, value in found.items()}
+
+
+class Notebook:
+    """A JSON Lines file of finished trials, by recipe and by how they were scored."""
+
+    def __init__(self, file: Path | None, by: str) -> None:
+        """Read what is there.
+
+        Args:
+            file: the file; None keeps nothing.
+            by: how trials are scored; those that were scored in another way do not count.
+
+        Raises:
+            ConfigError: it holds no trials.
+        """
+        self._file, self._by = file, by
+        self._known: dict[str, dict[str, Any]] = {}
+        if file is None or not file.exists():
+            return
+        try:
+            lines = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line]
+            for line in lines:
+                if line.get("by", by) == by:
+                    self._known[line["recipe"]] = {"values": line["values"], **line}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise ConfigError(f"{file} holds no trials: {exc!r}; name a new file") from exc
+
+    def recall(self, recipe: str) -> dict[str, Any] | None:
+        """Return what was noted of a recipe's digest."""
+        return self._known.get(recipe)
+
+    def note(self, recipe: str, trial: Trial, **more: Any) -> None:
+        """Note a finished trial.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        line = {
+            "recipe": recipe,
+            "by": self._by,
+            "point": dict(trial.point),
+            "values": dict(trial.values),
+            **({"errors": dict(trial.errors)} if trial.errors else {}),
+            **more,
+        }
+        self._known[recipe] = line
+        if self._file is None:
+            return
+        try:
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+        except OSError as exc:
+            raise ConfigError(f"cannot write {self._file}: {exc.strerror}") from exc
