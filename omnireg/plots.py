@@ -17,6 +17,8 @@ _READABLE = 200
 #: maps of smaller numbers show more places
 _LARGE = 0.1
 _NAN = float("nan")
+#: what an SVG does not say of itself: when it was made, and links to vocabularies
+_SILENT = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 @contextmanager
@@ -44,15 +46,11 @@ def chart(path: Any, width: float, height: float, panels: int = 1) -> Iterator[l
         yield list(axes)
         try:
             if isinstance(path, Path):
-                figure.savefig(path, dpi=150, metadata=_undated(path))
+                figure.savefig(path, dpi=150, metadata=_SILENT if path.suffix == ".svg" else None)
             else:
-                figure.savefig(path, format="svg", metadata={"Date": None})
+                figure.savefig(path, format="svg", metadata=_SILENT)
         except (OSError, ValueError) as exc:
             raise ConfigError(f"cannot write {path}: {exc}; try a name that ends in .png") from exc
-
-
-def _undated(path: Path) -> dict[str, Any] | None:
-    return {"Date": None} if path.suffix == ".svg" else None
 
 
 def heat_map(

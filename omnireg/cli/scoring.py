@@ -83,7 +83,7 @@ def _print_comparison(compared: "Comparison") -> None:
     click.echo()
     for name, mean in compared.mean.items():
         relative = "" if mean.relative is None else f", {mean.relative:+.1%} of the reference"
-        click.echo(f"{name}: mean gain {mean.delta:+.2f} points{relative}")
+        click.echo(f"{name}: mean gain {mean.delta:+.4g} points{relative}")
 
 
 def _cell(row: "Row", value: "Compared | None") -> str:

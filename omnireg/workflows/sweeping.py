@@ -149,8 +149,7 @@ def preview(
         ConfigError: no such parameter or value, or not enough room on the disk.
         OmniregError: the recipe's inputs do not fit together.
     """
-    if keep not in list(Keep):
-        raise ConfigError(f"no such keep {keep!r}: choose one of {', '.join(Keep)}")
+    keep = _keep(keep)
     if not grid:
         raise ConfigError("nothing varies: give --grid P=a,b,c or --grid P=start:stop:step")
     parsed, _ = as_recipe(recipe)
@@ -161,12 +160,12 @@ def preview(
     sized = not first.planned_by_mergekit and first.shape is not Shape.PACKAGE
     size = Files(first, SHARD_BYTES).size if sized else 0
     free = int(_SHARE * shutil.disk_usage(_existing(out)).free)
-    kept = 0 if keep == Keep.NONE else 1
+    kept = 0 if keep is Keep.NONE else 1
     chosen = together or TOGETHER
     if size:
         chosen = max(1, min(chosen, free // size - kept))
     chosen = min(chosen, len(settings))
-    most = size * (len(settings) if keep == Keep.ALL else chosen + kept)
+    most = size * (len(settings) if keep is Keep.ALL else chosen + kept)
     if most > free:
         raise ConfigError(
             f"{most / 1e9:.1f} GB are needed at once in {out}, and {free / 1e9:.1f} GB are there;"
@@ -212,8 +211,8 @@ def sweep(
         ConfigError: see :func:`preview`; or ``keep`` asks for scores where there are none.
         OmniregError: a point could not be merged or measured; what was finished stays.
     """
-    host, how = plugins or PluginHost(), measuring or Measuring()
-    if not how.by and keep != Keep.ALL:
+    host, how, keep = plugins or PluginHost(), measuring or Measuring(), _keep(keep)
+    if not how.by and keep is not Keep.ALL:
         raise ConfigError("without scores no point is the best; give --tasks, or keep all")
     if how.tasks:
         assigned(how.tasks, how.evaluator, host)
@@ -231,7 +230,7 @@ def sweep(
         made = with_parameters(parsed, point)
         job = Job(made, out / _slug(point), name)
         known = notebook.recall(made.digest)
-        if known and (keep != Keep.ALL or job.out.is_dir()):
+        if known and (keep is not Keep.ALL or job.out.is_dir()):
             trial = Trial(point, known["values"], known.get("errors", {}))
             done.append(SweepPoint(name, job.out, known["fingerprint"], trial))
         else:
@@ -244,9 +243,9 @@ def sweep(
             trial = work.scored(job, by_name_[job.name])
             notebook.note(job.recipe.digest, trial, name=job.name, fingerprint=fingerprint)
             done.append(SweepPoint(job.name, job.out, fingerprint, trial))
-            _tidy(done, Keep(keep))
+            _tidy(done, keep)
     ranked = _ranked(done, seen.names)
-    if keep == Keep.BEST and not ranked[0].out.is_dir():
+    if keep is Keep.BEST and not ranked[0].out.is_dir():
         best = with_parameters(parsed, ranked[0].point)
         work.merged([Job(best, ranked[0].out, ranked[0].name)])
     progress("points", len(places), len(places))
@@ -309,6 +308,12 @@ class _Work:
         if not self.how.tasks:
             return []
         return list(assigned(self.how.tasks, self.how.evaluator, self.host))
+
+
+def _keep(keep: Keep | str) -> Keep:
+    if keep not in list(Keep):
+        raise ConfigError(f"no such keep {keep!r}: choose one of {', '.join(Keep)}")
+    return Keep(keep)
 
 
 def _tidy(done: Sequence[SweepPoint], keep: Keep) -> None:

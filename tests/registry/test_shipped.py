@@ -94,8 +94,17 @@ def test_the_merge_with_three_names_is_one(shipped: Registry) -> None:
     assert [str(parent.role) for parent in merge.parents] == ["base", "model", "model", "model"]
     tuned = shipped.compare("Qwen/Qwen2.5-Omni-7B", against="Qwen2.5-7B", source="Table 7")
     merged = shipped.compare("Qwen2-7B-weighted", against=BASE, source="Table 7")
-    assert round(tuned.mean[tuned.names[0]].delta, 1) == pytest.approx(-6.2, abs=0.11)
-    assert round(merged.mean[merged.names[0]].delta, 1) == -2.6
+    assert tuned.mean[tuned.names[0]].delta == pytest.approx(-6.25)
+    assert merged.mean[merged.names[0]].delta == pytest.approx(-2.625)
+    # the means of the relative differences that the table prints
+    printed = {
+        tuned.names[0]: (-16.5, -15.4, -5.3, -7.2),
+        merged.names[0]: (3.4, -33.1, -5.0, -7.7),
+    }
+    for found in (tuned, merged):
+        (name,) = found.names
+        relative = found.mean[name].relative
+        assert relative == pytest.approx(sum(printed[name]) / 400, abs=5e-4)
 
 
 def test_the_signatures_of_the_paper_fire(shipped: Registry) -> None:
