@@ -1,5 +1,6 @@
 """Scores as the Hub reads them: files for registered benchmarks, ``model-index`` for the rest."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from omnireg.errors import PublishError
 from omnireg.registry import Score
 
+_DIGEST = re.compile(r"[0-9a-f]{40,64}")
 #: benchmarks that have a leaderboard of their own on the Hub → data set and task
 REGISTERED = {
     "MMLU-Pro": ("TIGER-Lab/MMLU-Pro", "mmlu_pro"),
@@ -53,7 +55,13 @@ def _conditions(score: Score) -> str:
         "evaluator": score.evaluator, "version": score.evaluator_version, "source": score.source,
     }  # fmt: skip
     said |= score.setup or {}
-    return ", ".join(f"{name} {value}" for name, value in said.items() if value is not None)
+    return ", ".join(f"{name} {_short(value)}" for name, value in said.items() if value is not None)
+
+
+def _short(value: Any) -> str:
+    """Return a value as people read it; of a digest the first digits are enough."""
+    text = str(value)
+    return text[:12] if _DIGEST.fullmatch(text) else text
 
 
 def model_index(name: str, scores: Sequence[Score]) -> list[dict[str, Any]]:

@@ -97,14 +97,9 @@ def test_the_merge_with_three_names_is_one(shipped: Registry) -> None:
     assert tuned.mean[tuned.names[0]].delta == pytest.approx(-6.25)
     assert merged.mean[merged.names[0]].delta == pytest.approx(-2.625)
     # the means of the relative differences that the table prints
-    printed = {
-        tuned.names[0]: (-16.5, -15.4, -5.3, -7.2),
-        merged.names[0]: (3.4, -33.1, -5.0, -7.7),
-    }
-    for found in (tuned, merged):
-        (name,) = found.names
-        relative = found.mean[name].relative
-        assert relative == pytest.approx(sum(printed[name]) / 400, abs=5e-4)
+    for found, printed in ((tuned, (-16.5, -15.4, -5.3, -7.2)), (merged, (3.4, -33.1, -5.0, -7.7))):
+        relative = found.mean[found.names[0]].relative
+        assert relative == pytest.approx(sum(printed) / 400, abs=5e-4)
 
 
 def test_the_signatures_of_the_paper_fire(shipped: Registry) -> None:
