@@ -15,6 +15,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from mergekit.merge_methods import MergeMethod, TensorGroup
+    from torch import Tensor
 
 PROJECT = "omnireg"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -81,6 +82,51 @@ class Surveying(Protocol):
         self, survey: Any, group: "TensorGroup", known: Surveyed, parameters: Mapping[str, Any]
     ) -> Any:
         """Look at one tensor's inputs for a survey."""
+
+
+@dataclass(frozen=True)
+class Decoupling:
+    """How one model is taken out of a merged task vector τ★, in one tensor.
+
+    Attributes:
+        vector: τᵢ in working precision.
+        mask: boolean, same shape; the model keeps τ★ where it is true.
+    """
+
+    vector: "Tensor"
+    mask: "Tensor"
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """A factor sᵢ = ‖τᵢ‖ₚ / ‖mᵢ∘τ★‖ₚ of every masked vector.
+
+    Attributes:
+        power: p, 1 or 2.
+        scope: one factor per tensor, or per model.
+    """
+
+    power: int
+    scope: Scope
+
+
+class DecouplingStrategy(Protocol):
+    """What a strategy has beside mergekit's interface if its merges can be written as a package.
+
+    A package keeps τ★ and every model's mask, so that each model θ₀ + sᵢ·(mᵢ∘τ★) can be taken out
+    and routed. A parameter ``mask_of`` of the type :data:`ListedModel` gives the same model alone.
+    """
+
+    def side_outputs(
+        self, group: "TensorGroup", parameters: Mapping[str, Any], surveyed: Surveyed | None = None
+    ) -> "tuple[Tensor, Mapping[str, Decoupling]]":
+        """Return τ★ of one tensor in the group's dtype, and how each model is decoupled from it.
+
+        That stored τ★ defines every model. Masks are by reference, and lie within its support.
+        """
+
+    def rescaling(self, parameters: Mapping[str, Any]) -> Rescaling | None:
+        """Return how masked vectors are scaled; None where they are not."""
 
 
 @dataclass(frozen=True)

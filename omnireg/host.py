@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -34,6 +35,8 @@ _HOOKS = (
     "omnireg_register_evaluators",
 )
 _log = logging.getLogger(PROJECT)
+#: what this process made known to mergekit; a plugin may build its method anew in every host
+_installed: "dict[str, Origin]" = {}
 
 
 class Status(StrEnum):
@@ -159,7 +162,7 @@ class PluginHost:
         for entry, origin in _entry_points():
             if origin.distribution != PROJECT and disabled(origin):
                 continue
-            self._load(origin, entry.load)
+            self._load(origin, partial(_supported_entry, entry, origin))
 
     def load_file(self, path: Path) -> None:
         """Load a single-file plugin; its version is the sha256 of the file.
@@ -172,7 +175,7 @@ class PluginHost:
         except OSError as exc:
             raise PluginError(f"cannot read plugin {path}: {exc.strerror}") from exc
         origin = Origin(path.name, f"sha256:{digest}", str(path))
-        plugin = self._load(origin, lambda: _module_from(path, digest), warn=False)
+        plugin = self._load(origin, lambda: _supported_file(path, digest, origin), warn=False)
         if plugin.status is Status.BROKEN:
             raise PluginError(f"plugin {path} is broken: {plugin.error}")
 
@@ -246,7 +249,8 @@ class PluginHost:
         for method in registered_methods():
             name = method.spec.name
             ours = found.setdefault(name, Strategy(name, method, origin))
-            if ours.origin is not origin and ours.load() is not method:
+            again = _installed.get(name) == ours.origin
+            if ours.origin is not origin and not again and ours.load() is not method:
                 raise PluginError(
                     f"strategy {name!r} of {ours.origin.distribution} has the name of a method of"
                     f" mergekit; set {DISABLE_VARIABLE}={ours.origin.distribution}"
@@ -265,6 +269,7 @@ class PluginHost:
         for strategy in self.methods().values():
             if strategy.name not in known and (method := strategy.load_or_warn()):
                 register(method)
+                _installed[strategy.name] = strategy.origin
 
     def broken(self) -> list[Plugin]:
         """Return the plugins that could not be loaded."""
@@ -330,6 +335,13 @@ def _entry_points() -> list[tuple[importlib.metadata.EntryPoint, Origin]]:
     )
 
 
+def _supported_entry(entry: importlib.metadata.EntryPoint, origin: Origin) -> Any:
+    """Return an entry point's module, if its distribution supports this omnireg."""
+    if origin.distribution != PROJECT and entry.dist is not None:
+        _check_supported(origin, entry.dist.requires)
+    return entry.load()
+
+
 def _disabled() -> Callable[[Origin], bool]:
     names = {name.strip().lower() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
     everything = bool(names & {"1", "all", "*", "true"})
@@ -338,6 +350,37 @@ def _disabled() -> Callable[[Origin], bool]:
         return everything or origin.distribution.lower() in names
 
     return disabled
+
+
+def _check_supported(origin: Origin, requirements: Iterable[str] | None) -> None:
+    """Refuse a plugin that says it was made for another omnireg.
+
+    Raises:
+        PluginError: says which versions it supports.
+    """
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    ours = importlib.metadata.version(PROJECT)
+    for text in requirements or ():
+        try:
+            needed = Requirement(text)
+        except InvalidRequirement:
+            continue
+        if needed.name.lower() != PROJECT or (needed.marker and not needed.marker.evaluate()):
+            continue
+        if not needed.specifier.contains(ours, prereleases=True):
+            raise PluginError(
+                f"{origin.distribution} {origin.version} supports omnireg{needed.specifier}, this"
+                f" is {ours}: install another version of one of the two"
+            )
+
+
+def _supported_file(path: Path, digest: str, origin: Origin) -> ModuleType:
+    """Return a file's module, if its ``OMNIREG`` (such as ``">=0.1,<1"``) allows this omnireg."""
+    module = _module_from(path, digest)
+    said = getattr(module, "OMNIREG", None)
+    _check_supported(origin, [f"{PROJECT}{said}"] if isinstance(said, str) else None)
+    return module
 
 
 def _module_from(path: Path, digest: str) -> ModuleType:

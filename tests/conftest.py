@@ -8,9 +8,16 @@ from omnireg.cli import main
 from tests_support import Outcome, Run
 
 
+@pytest.fixture(scope="session")
+def machine_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder for compiled kernels that all processes of a session share."""
+    return tmp_path_factory.getbasetemp().parent / "machine-code"
+
+
 @pytest.fixture(autouse=True)
-def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine_code: Path) -> None:
     """Give every test a working folder, registry and digest cache of its own, and no network."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(machine_code))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMNIREG_REGISTRY", str(tmp_path / "registry.db"))
     monkeypatch.setenv("OMNIREG_CACHE", str(tmp_path / "cache"))

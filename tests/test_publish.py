@@ -71,6 +71,24 @@ def _connected(
     huggingface_hub.close_session()
 
 
+HALVES = """
+import torch
+from mergekit.merge_methods import BasePolicy, InputContract, TensorGroup, merge_method
+from omnireg import hookimpl
+
+@merge_method(
+    name="halves", pretty_name="Halves",
+    contract=InputContract(base=BasePolicy.REQUIRED, min_inputs=2, min_non_base=1),
+)
+def halves(group: TensorGroup) -> torch.Tensor:
+    return group.base.tensor + (group.non_base[0].tensor - group.base.tensor) / 2
+
+@hookimpl
+def omnireg_register_strategies(register):
+    register(halves)
+"""
+
+
 @pytest.fixture
 def book(tmp_path: Path) -> Registry:
     """A registry with a merge of the tiny family, scored; image and base are on the Hub."""
@@ -232,6 +250,29 @@ def test_packages_are_published(hub: Hub, book: Registry) -> None:
     assert "hosts/image/shell.safetensors" in files
     assert not [path for path in files if path.startswith("base/")]
     assert 'omnireg.load("omni")' in published(hub)
+
+
+def test_a_single_file_plugin_goes_along(hub: Hub, book: Registry, run: Run) -> None:
+    """What nobody else has is refused, unless the very file is published beside the weights."""
+    file = Path("halves.py")
+    file.write_text(HALVES)
+    Path("h.yml").write_text(
+        "merge_method: halves\nbase_model: base\nmodels:\n  - model: image\n  - model: audio\n"
+    )
+    assert run("merge", "h.yml", "half", "--plugin", file).code == 0
+    refused = run("publish", "half", REPO, "--yes")
+    assert refused.code == 1
+    assert "publish it along: --plugin" in refused.err
+    assert REPO not in hub.repos
+    done = run("publish", "half", REPO, "--yes", "--plugin", file)
+    assert done.code == 0, done.err
+    assert published(hub, "plugins/halves.py") == HALVES
+    assert "sha256:" in published(hub, "omnireg.manifest.yaml")
+    file.write_text(HALVES + "# changed\n")
+    changed = run("publish", "half", "acme/other", "--yes", "--plugin", file)
+    assert "is not the plugin that half was merged with" in changed.err
+    assert "cannot read plugin" in run("publish", "half", REPO, "--plugin", "none.py").err
+    assert "was not merged with" in run("publish", "omni", REPO, "--plugin", file).err
 
 
 def test_branches_and_pull_requests(hub: Hub, book: Registry) -> None:

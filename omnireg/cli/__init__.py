@@ -40,6 +40,7 @@ COMMANDS = {
     "sql": ("declare", "Ask the registry in SQL; nothing can be written."),
     "strategies": ("plugins", "List every merge method that can be used."),
     "plugins": ("plugins", "List every plugin, the broken ones too."),
+    "new-plugin": ("new_plugin", "Write the skeleton of a plugin of your own."),
     "db": ("database", "Look after the registry's database."),
 }
 
@@ -56,7 +57,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"omnireg.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

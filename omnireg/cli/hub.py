@@ -25,6 +25,11 @@ _ATTEMPTS = 3
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--branch", default="main", show_default=True, help="Of the repository.")
 @click.option("--license", "licence", help="Of the result [default: follows from its parents'].")
+@click.option(
+    "--plugin",
+    type=click.Path(path_type=Path),
+    help="The single-file plugin it was merged with; published along.",
+)
 @common_options
 @click.pass_obj
 def publish_command(
@@ -38,6 +43,7 @@ def publish_command(
     create_pr: bool,
     branch: str,
     licence: str | None,
+    plugin: Path | None,
 ) -> None:
     """Publish the checkpoint NAME to REPO (org/name) as one commit.
 
@@ -54,7 +60,7 @@ def publish_command(
     with settings.open_registry() as book:
         for attempt in range(_ATTEMPTS):
             plan = plan_publication(
-                book, name, repo, private=private, branch=branch, licence=licence
+                book, name, repo, private=private, branch=branch, licence=licence, plugin=plugin
             )
             if settings.as_json and dry_run:
                 print_json(plan.to_json())

@@ -59,7 +59,8 @@ def add(
             places = {name: scratch / name for name in package.models}
             for name, place in places.items():
                 extract(package, name, place, progress)
-            recipe = _recipe(package, places, ref, modality, parameters or {})
+            trims = _trims(package, host or PluginHost())
+            recipe = _recipe(package, places, ref, modality, parameters or {}, trims=trims)
             merge(
                 recipe, scratch / "package", record=False, engine="stream", host=host,
                 progress=progress,
@@ -72,17 +73,35 @@ def add(
     return Package(out).fingerprint
 
 
+def _trims(package: Package, host: PluginHost) -> bool:
+    """Whether the package's merge method keeps only a density of each task vector.
+
+    Raises:
+        ConfigError: the method is not installed.
+    """
+    found = host.methods().get(package.strategy)
+    if found is None:
+        raise ConfigError(
+            f"{package.folder} was merged with {package.strategy!r}, which is not installed:"
+            " install its plugin"
+        )
+    return any(parameter.name == "density" for parameter in found.load().spec.parameters)
+
+
 def _recipe(
     package: Package, places: Mapping[str, Path], ref: str, modality: str,
-    parameters: Mapping[str, Any],
+    parameters: Mapping[str, Any], *, trims: bool,
 ) -> Recipe:  # fmt: skip
     shared = {key: value for key, value in package.parameters.items() if key != "density"}
-    own = {"density": package.parameters.get("density", 0.5), **parameters}
+    own, untrimmed = dict(parameters), {}
+    if trims:
+        own = {"density": package.parameters.get("density", 0.5), **parameters}
+        untrimmed = {"parameters": {"density": 1.0}}
     senses = {sense: str(places[model.name]) for sense, model in package.modalities.items()}
-    stand_ins = [{"model": str(place), "parameters": {"density": 1.0}} for place in places.values()]
+    stand_ins = [{"model": str(place), **untrimmed} for place in places.values()]
     return Recipe.model_validate(
         {
-            "merge_method": "mmer",
+            "merge_method": package.strategy,
             "base_model": str(package.base.checkpoint.folder),
             "models": [*stand_ins, {"model": ref, "parameters": own}],
             "parameters": shared,

@@ -55,7 +55,7 @@ def _told(package: Package, model: Model, modality: str) -> str:
     """Return the text of ``omnireg.json``: which package the model was taken out of."""
     said = {
         "format": 1,
-        "strategy": "mmer",
+        "strategy": package.strategy,
         "versions": versions(),
         "parents": [
             {"ref": str(package.folder), "role": "package", "fingerprint": package.fingerprint}

@@ -21,7 +21,7 @@ from omnireg.checkpoint import INDEX
 from omnireg.engine.coder import STORAGE, Coded, Coder
 from omnireg.engine.journal import Journal
 from omnireg.engine.shells import Shell
-from omnireg.engine.tensors import Job, Settings, check_finite
+from omnireg.engine.tensors import Job, Settings, check_finite, parameters_of
 from omnireg.engine.vector import VectorWriter, scale_of
 from omnireg.engine.writer import write_file
 from omnireg.hookspecs import Scope
@@ -31,7 +31,6 @@ from omnireg.package.layout import NORMS
 from omnireg.planning import Plan, Shape
 from omnireg.planning.output import Output, OutputFile
 from omnireg.shards import FLOATS
-from omnireg.strategies.mmer import POWER, Rescale
 from omnireg.strategies.task_vectors import span_sums, working
 from omnireg.tensors import as_bytes, as_tensor
 
@@ -202,12 +201,14 @@ class Packager:
 
     def _scales(self) -> dict[str, Any]:
         """Return every model's factor of its masked vector, from the norms in the files."""
-        shared = self._settings.plan.resolver.bind(next(iter(self._plan.merged)), 0.0).shared
-        if shared["rescale"] is Rescale.NONE:
+        settings = self._settings
+        bound = settings.plan.resolver.bind(next(iter(self._plan.merged)), 0.0)
+        method: Any = settings.method
+        rescaling = method.rescaling(parameters_of(bound, method, settings.models))
+        if rescaling is None:
             return {}
-        power = POWER[shared["rescale"]]
-        sums = self._vector.sums(NORMS)
-        if shared["rescale_scope"] is Scope.TENSOR:
+        power, sums = rescaling.power, self._vector.sums(NORMS)
+        if rescaling.scope is Scope.TENSOR:
             return {
                 model: {tensor: scale_of([both], power) for tensor, both in parts.items()}
                 for model, parts in sums.items()

@@ -241,7 +241,7 @@ def record_extraction(
             source=str(out.resolve()),
             modalities=sorted(layout.senses if layout else ()),
             parents=[Parent(parent, Role.PACKAGE)],
-            strategy="mmer",
+            strategy=package.strategy,
         )
     except RegistryError as exc:
         adding = to_type("add", out, "--name", name, "--kind", "merged")
@@ -268,7 +268,7 @@ def record_addition(book: Registry, package: Package, out: Path, name: str, ref:
             source=str(out.resolve()),
             modalities=sorted(made.modalities),
             parents=[Parent(parent, Role.PACKAGE), Parent(model.name, Role.MODEL)],
-            strategy="mmer",
+            strategy=package.strategy,
         )
     except RegistryError as exc:
         adding = to_type("add", out, "--name", name)
@@ -290,7 +290,7 @@ def _record_package(book: Registry, package: Package, name: str | None = None) -
         source=str(package.folder.resolve()),
         modalities=sorted(package.modalities),
         parents=[Parent(found[0].name, Role.MODEL) for found in known.values() if found],
-        strategy="mmer",
+        strategy=package.strategy,
     )
 
 

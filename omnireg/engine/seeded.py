@@ -1,8 +1,14 @@
-"""Randomness that depends on the seed and the tensor's name alone, not on order or threads."""
+"""One result on every machine: randomness by name, and ties of magnitude in index order.
+
+A tensor's randomness depends on the seed and its name alone, not on order or threads. mergekit's
+trims sort by magnitude without saying which of two equal ones comes first; here the first does.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
+from typing import Any
 
 import torch
 
@@ -14,7 +20,13 @@ def tensor_seed(seed: int, name: str) -> int:
 
 @contextmanager
 def seeded(seed: int, name: str) -> Iterator[None]:
-    """Give a tensor's merge a random state of its own, and the caller's back afterwards."""
+    """Give a tensor's merge a random state of its own and stable sorts, and undo both after it."""
+    module: Any = torch
+    plain = module.argsort
     with torch.random.fork_rng():
         torch.manual_seed(tensor_seed(seed, name))
-        yield
+        module.argsort = partial(plain, stable=True)
+        try:
+            yield
+        finally:
+            module.argsort = plain

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from omnireg.planning.parameters import Bound
 from omnireg.shards import ByteReader
 from omnireg.strategies.kernels.choose import KINDS, Tensor, fuse
 from omnireg.strategies.kernels.fused import STORAGE, Chunk, Fused
-from omnireg.strategies.mmer import POWER
 from omnireg.strategies.task_vectors import SPAN
 from omnireg.tensors import TORCH_DTYPES
 
@@ -179,12 +178,12 @@ class Job:
 
     def side_outputs(self) -> tuple[torch.Tensor, dict[str, Any], int | None]:
         """Return τ★, how each model is decoupled, and the power of its norm if it is rescaled."""
-        plan, method = self.settings.plan, self.settings.method
+        plan, method = self.settings.plan, cast(Any, self.settings.method)
         parameters = self._parameters()
         with translated(plan), seeded(self.settings.seed, self.merged.name):
             merged, found = method.side_outputs(self._group(), parameters, self._known)
-        rescale = parameters["rescale"]
-        return merged.to("cpu"), found, POWER.get(rescale)
+        rescaling = method.rescaling(parameters)
+        return merged.to("cpu"), dict(found), rescaling.power if rescaling else None
 
     def _inputs(self) -> dict[Any, torch.Tensor]:
         from mergekit.common import ModelReference

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from hashlib import sha1
+from hashlib import sha1, sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from omnireg.registry import Registry
 CARD, RECIPE, MANIFEST = "README.md", "recipe.yml", "omnireg.manifest.yaml"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _OURS = (".safetensors", ".safetensors.index.json")
+#: where a single-file plugin goes, and what its version begins with
+_PLUGINS, _FILE_VERSION = "plugins", "sha256:"
 
 
 class State(StrEnum):
@@ -129,6 +131,7 @@ def plan_publication(
     private: bool = True,
     branch: str = "main",
     licence: str | None = None,
+    plugin: Path | None = None,
 ) -> PublicationPlan:
     """Find out what a publish would do; nothing is changed, here or there.
 
@@ -139,6 +142,7 @@ def plan_publication(
         private: whether a repository that has to be made is private.
         branch: where the commit goes.
         licence: of the result; else what follows from its parents'.
+        plugin: the single-file plugin that it was merged with; published along.
 
     Raises:
         RegistryError: the checkpoint is not recorded.
@@ -147,6 +151,7 @@ def plan_publication(
     """
     found = dossier(book, name)
     folder = _folder(found)
+    beside = _plugin(found, plugin)
     api = client()
     with translated(repo, "looking at"):
         api.whoami()
@@ -168,11 +173,42 @@ def plan_publication(
     if found.recipe:
         contents[RECIPE] = found.recipe.encode()
     contents |= {path: said.encode() for path, said in result_files(scores).items()}
+    contents |= beside
     items = tuple(_items(contents, remote.files))
     return PublicationPlan(
         found.record.name, repo, branch, private if remote.private is None else remote.private,
         remote.head, items, _diff(old, text), tuple(warnings), remote.branch_exists,
     )  # fmt: skip
+
+
+def _plugin(found: Dossier, file: Path | None) -> dict[str, Path | bytes]:
+    """Return the single-file plugin of a merge by its path in the repository.
+
+    Raises:
+        PublishError: the merge used one that was not given, or another one.
+    """
+    run = found.run
+    version = str(run.strategy_version) if run else ""
+    if run is None or not version.startswith(_FILE_VERSION):
+        if file is not None:
+            raise PublishError(f"{found.record.name} was not merged with a single-file plugin")
+        return {}
+    name, digest = str(run.strategy_distribution), version.removeprefix(_FILE_VERSION)
+    if file is None:
+        raise PublishError(
+            f"{found.record.name} was merged with the single-file plugin {name}"
+            f" ({digest[:12]}), which nobody else has; publish it along: --plugin {name}"
+        )
+    try:
+        content = file.read_bytes()
+    except OSError as exc:
+        raise PublishError(f"cannot read plugin {file}: {exc.strerror}") from exc
+    if sha256(content).hexdigest() != digest:
+        raise PublishError(
+            f"{file} is not the plugin that {found.record.name} was merged with ({digest[:12]}); it"
+            " was changed since: merge again, or find the old one"
+        )
+    return {f"{_PLUGINS}/{Path(name).name}": content}
 
 
 def publish(
@@ -184,13 +220,16 @@ def publish(
     branch: str = "main",
     licence: str | None = None,
     create_pr: bool = False,
+    plugin: Path | None = None,
 ) -> Receipt:
     """Publish a checkpoint as one commit: :func:`plan_publication`, then :func:`carry_out`.
 
     ``registry`` is the one that knows the checkpoint; the default one when None.
     """
     book = registry or Registry()
-    plan = plan_publication(book, name, repo, private=private, branch=branch, licence=licence)
+    plan = plan_publication(
+        book, name, repo, private=private, branch=branch, licence=licence, plugin=plugin
+    )
     return carry_out(book, plan, create_pr=create_pr)
 
 

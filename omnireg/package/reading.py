@@ -114,6 +114,11 @@ class Package:
 
     # what is in it
 
+    @property
+    def strategy(self) -> str:
+        """The merge method that its task vector and masks come from."""
+        return str(self.manifest.get("strategy") or "mmer")
+
     @cached_property
     def models(self) -> dict[str, Model]:
         """Every model by name."""

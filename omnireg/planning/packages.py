@@ -18,7 +18,8 @@ def check_package(recipe: Recipe, strategy: Strategy, reference: LanguageModel) 
     """
     if not hasattr(strategy.load(), "side_outputs"):
         raise ConfigError(
-            f"{recipe.merge_method} has no masks to put into a package; use merge_method: mmer"
+            f"{recipe.merge_method} has no masks to put into a package; use one that has, such as"
+            " merge_method: mmer"
         )
     if recipe.base_model is None or reference.is_host:
         raise ConfigError("a package needs base_model: the text model that all were made of")

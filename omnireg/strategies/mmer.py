@@ -7,11 +7,9 @@ to us: both readings are offered, neither is claimed to be the letter of the pap
 """
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,11 +23,12 @@ from mergekit.merge_methods import (
 )
 from mergekit.merge_methods.base import ParameterSpec
 
-from omnireg.hookspecs import ListedModel, Scope, Surveyed
+from omnireg.hookspecs import Decoupling, ListedModel, Rescaling, Scope, Surveyed
 from omnireg.strategies.task_vectors import (
     FROM_BASE,
     NonNegative,
     absolute_sum,
+    choose_index,
     per_tensor_only,
     span_sums,
     task_vector,
@@ -99,23 +98,6 @@ def rescale_factor(vector: torch.Tensor, masked: torch.Tensor, rescale: Rescale)
     return float((whole / kept) ** (1 / power)) if kept else 1.0
 
 
-def choose_index(name: str, refs: Sequence[str]) -> int:
-    """Return which reference ``name`` means, comparing folders by where they are.
-
-    Raises:
-        ValueError: it is none of them.
-    """
-    places = [_normalised(ref) for ref in refs]
-    if _normalised(name) not in places:
-        listed = ", ".join(refs)
-        raise ValueError(f"mask_of: {name!r} is not a listed model; choose one of: {listed}")
-    return places.index(_normalised(name))
-
-
-def _normalised(name: str) -> str:
-    return os.path.realpath(Path(name).expanduser()) if Path(name).expanduser().exists() else name
-
-
 @dataclass(frozen=True)
 class Norms:
     """‖τᵢ‖ₚᵖ and ‖mᵢ∘τ★‖ₚᵖ of the chosen model, beside the thresholds of an earlier survey."""
@@ -123,14 +105,6 @@ class Norms:
     thresholds: Any
     whole: float
     kept: float
-
-
-@dataclass(frozen=True)
-class Decoupling:
-    """τᵢ of one model in working precision, and its mask."""
-
-    vector: torch.Tensor
-    mask: torch.Tensor
 
 
 class NormSums:
@@ -250,13 +224,19 @@ class Mmer(TrimmedTogether, GroupMergeMethod):
     def side_outputs(
         self, group: TensorGroup, parameters: Mapping[str, Any], surveyed: Surveyed | None = None
     ) -> tuple[torch.Tensor, dict[str, Decoupling]]:
-        """Return τ★ as stored, and how each model is decoupled from it, by reference."""
+        """See :class:`omnireg.hookspecs.DecouplingStrategy`."""
         merged = merged_task_vector(group, parameters, surveyed)
         change = working(merged)
         return merged, {
             str(entry.id): self._decoupling(group, change, entry, parameters)
             for entry in group.non_base
         }
+
+    def rescaling(self, parameters: Mapping[str, Any]) -> Rescaling | None:
+        """See :class:`omnireg.hookspecs.DecouplingStrategy`."""
+        if parameters["rescale"] is Rescale.NONE:
+            return None
+        return Rescaling(POWER[parameters["rescale"]], parameters["rescale_scope"])
 
     def _change(
         self, group: TensorGroup, parameters: Mapping[str, Any], surveyed: Surveyed | None

@@ -6,6 +6,9 @@ the rest count for it; lacking in every model it is the base's; lacking in the b
 """
 
 import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -48,6 +51,23 @@ def working(tensor: torch.Tensor) -> torch.Tensor:
 def task_vector(entry: TensorEntry, base: TensorEntry) -> torch.Tensor:
     """Return τᵢ = θᵢ − θ₀ in working precision, same shape as the inputs."""
     return working(entry.tensor) - working(base.tensor)
+
+
+def choose_index(name: str, refs: Sequence[str]) -> int:
+    """Return which reference ``name`` means, comparing folders by where they are.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    places = [_normalised(ref) for ref in refs]
+    if _normalised(name) not in places:
+        listed = ", ".join(refs)
+        raise ValueError(f"mask_of: {name!r} is not a listed model; choose one of: {listed}")
+    return places.index(_normalised(name))
+
+
+def _normalised(name: str) -> str:
+    return os.path.realpath(Path(name).expanduser()) if Path(name).expanduser().exists() else name
 
 
 def absolute_sum(tensor: torch.Tensor, power: int = 1) -> float:

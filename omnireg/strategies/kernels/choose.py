@@ -21,7 +21,8 @@ from omnireg.strategies.average import Average
 from omnireg.strategies.delta_weighted import DeltaWeighted
 from omnireg.strategies.kernels import fused
 from omnireg.strategies.kernels.fused import Chunk, Fused, Trim
-from omnireg.strategies.mmer import OPTIMAL_LAMBDA, MaskRule, Mmer, Rescale, choose_index
+from omnireg.strategies.mmer import OPTIMAL_LAMBDA, MaskRule, Mmer, Rescale
+from omnireg.strategies.task_vectors import choose_index
 from omnireg.strategies.thresholds import Kind
 from omnireg.strategies.ties import OmniTies
 

@@ -1,0 +1,10 @@
+"""EMR-Merging as the merge method ``emr``, imported when it is used."""
+
+from omnireg import hookimpl
+from omnireg.hookspecs import RegisterStrategy
+
+
+@hookimpl
+def omnireg_register_strategies(register: RegisterStrategy) -> None:
+    """Register the method by name, so that listing strategies imports nothing."""
+    register("omnireg_emr.method:METHOD", name="emr")
