@@ -29,7 +29,8 @@ def write_plugin(name: str, folder: Path | None = None) -> Path:
     taken = PluginHost().methods().get(name)
     if taken is not None:
         raise ConfigError(
-            f"{name!r} is a merge method of {taken.origin.distribution} already; choose another name"
+            f"{name!r} is a merge method of {taken.origin.distribution} already; choose another"
+            " name"
         )
     place = folder or Path(f"omnireg-{name.replace('_', '-')}")
     words = {
@@ -92,7 +93,7 @@ models:
 parameters: {scale: 1.0}
 ```
 """,
-    "@module@/__init__.py": '''"""@title@ as the merge method ``@name@``, imported when it is used."""
+    "@module@/__init__.py": '''"""The merge method ``@name@``, imported when it is used."""
 
 from omnireg import hookimpl
 from omnireg.hookspecs import RegisterStrategy
@@ -103,7 +104,10 @@ def omnireg_register_strategies(register: RegisterStrategy) -> None:
     """Register the method by name, so that listing strategies imports nothing."""
     register("@module@.method:METHOD", name="@name@")
 ''',
-    "@module@/method.py": '''"""@title@: θ = θ₀ + scale · mean(θᵢ − θ₀). Replace it with what you have in mind."""
+    "@module@/method.py": '''"""@title@: θ = θ₀ + scale · mean(θᵢ − θ₀).
+
+Replace it with what you have in mind.
+"""
 
 from typing import Annotated
 
@@ -125,7 +129,7 @@ from pydantic import Field
     # a tensor that some models lack is merged of the others
     optional_tensor_policy=OptionalTensorPolicy.PASSTHROUGH_BASE_SINGLETON,
 )
-def METHOD(group: TensorGroup, scale: Annotated[float, Field(ge=0)] = 1.0) -> torch.Tensor:  # noqa: N802
+def METHOD(group: TensorGroup, scale: Annotated[float, Field(ge=0)] = 1.0) -> torch.Tensor:
     """Merge one tensor of every model; compute in float32 and round once, at the end."""
     base = group.base.tensor.float()
     change = torch.zeros_like(base)

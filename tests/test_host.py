@@ -35,6 +35,20 @@ def METHOD(group: TensorGroup) -> torch.Tensor:
 """
 
 
+FRESH = """
+import torch
+from mergekit.merge_methods import TensorGroup, merge_method
+from omnireg import hookimpl
+
+def first(group: TensorGroup) -> torch.Tensor:
+    return group.tensors[0].clone()
+
+@hookimpl
+def omnireg_register_strategies(register):
+    register(merge_method(name="fresh", pretty_name="Fresh", reference_url="https://x.org")(first))
+"""
+
+
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the import path where distributions can be installed."""
@@ -281,15 +295,7 @@ def test_a_file_for_another_omnireg_is_refused(tmp_path: Path) -> None:
 
 def test_a_method_built_anew_is_not_a_clash(site: Path) -> None:
     """A hook that makes its method at every call, in two hosts of one process."""
-    distribution(
-        site,
-        "omnireg-fresh",
-        IMPLEMENTATION.format(strategy="fresh").replace("@merge_method", "def make():\n    @merge_method")
-        .replace("\ndef METHOD", "\n    def METHOD")
-        .replace("    return group.tensors[0].clone()", "        return group.tensors[0].clone()\n    return METHOD")
-        + "\nfrom omnireg import hookimpl\n\n@hookimpl\ndef omnireg_register_strategies(register):\n"
-        "    register(make())\n",
-    )  # fmt: skip
+    distribution(site, "omnireg-fresh", FRESH)
     for _ in range(2):
         host = PluginHost()
         host.install()

@@ -27,6 +27,5 @@ def new_plugin_command(settings: Settings, name: str, folder: Path | None) -> No
         return
     for file in files:
         click.echo(place / file)
-    hint(
-        f"\nnext: pip install -e {place} && pytest {place}\n      {to_type('strategies', 'show', name)}"
-    )
+    look = to_type("strategies", "show", name)
+    hint(f"\nnext: pip install -e {place} && pytest {place}\n      {look}")
