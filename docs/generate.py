@@ -15,6 +15,7 @@ from omnireg.cli.merge import MergeCommand
 from omnireg.cli.output import DefaultGroup, Settings, common_options
 from omnireg.cli.plugins import _described
 from omnireg.host import PluginHost
+from omnireg.registry import Registry
 from omnireg.registry.declare.manifest import schema
 
 DOCS = Path(__file__).parent
@@ -67,11 +68,101 @@ def manifest_schema() -> str:
     return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
 
 
+def cost_page() -> str:
+    """Return what modality extension costs, as the shipped registry has it."""
+    with Registry(DOCS.parent / "registry.db") as book:
+        return "\n\n".join(_costs(book)) + "\n"
+
+
+def _costs(book: Registry) -> Iterator[str]:
+    yield _NOTE
+    yield "# What modality extension costs"
+    yield (
+        "Scores of arXiv 2506.01872 as `registry.db` holds them, each beside the model it was made"
+        " of: ↑ better, ↓ worse, = equal, whichever way a benchmark counts. Ask for any of them:"
+        ' `omnireg --registry registry.db compare NAME --against REF --source "Table 3"`.'
+    )
+    yield "## Extending one language model (Table 3)"
+    yield (
+        "Seeing adds knowledge (MMLU-Pro) and costs reasoning and instructions. The 72B model loses"
+        " less of MATH and GPQA than the 7B ones, and more of IFEval and of HumanEval+ at one try."
+        " LLaVA-OneVision's 0 on HumanEval+ is a lost ability, or answers that were not recognised;"
+        " the paper does not say."
+    )
+    for base, extended in _EXTENDED.items():
+        yield _compared(book, extended, base, "Table 3")
+    yield "## Merging them back (Tables 4 and 5)"
+    yield (
+        "Merged language models keep most of the base's; weighting by Δavg keeps what was learned"
+        " about video better than the plain average does. What the base loses in reasoning comes"
+        " back only in part."
+    )
+    yield _compared(book, _MERGED, "Qwen/Qwen2-7B-Instruct", "Table 4")
+    yield _compared(
+        book, ["lm-extend/weighted-text-vl-video-si", "lm-extend/average-text-vl-video-si"],
+        "Qwen/Qwen2-VL-7B-Instruct", "Table 5",
+    )  # fmt: skip
+    yield "## What fine-tuning costs against what merging costs (Table 7)"
+    yield _compared(book, ["Qwen/Qwen2.5-Omni-7B"], "Qwen2.5-7B", "Table 7")
+    yield _compared(
+        book, ["lm-extend/weighted-text-vl-video-si"], "Qwen/Qwen2-7B-Instruct", "Table 7"
+    )  # fmt: skip
+    yield (
+        "In points the merged model loses less than half of what omni-modal fine-tuning loses"
+        " (the paper's appendix rounds the means to −6.3 and −2.6). As a share of the reference the"
+        " two are close. The base of the fine-tuned model is another one, and its figures are"
+        " probably copied from its README: see the notes in `docs/manifests`."
+    )
+
+
+def _compared(book: Registry, names: Sequence[str], against: str, source: str) -> str:
+    """Return a table of models beside their reference, with the means of their differences."""
+    found = book.compare(names, against=against, source=source)
+    rows = [
+        [
+            row.benchmark + ("" if row.higher_is_better else " (lower is better)"),
+            row.metric,
+            f"{row.reference:g}",
+            *(_difference(row.values.get(name)) for name in found.names),
+        ]
+        for row in found.rows
+    ]
+    means = [f"{found.mean[name].delta:+.4g}" if name in found.mean else "" for name in found.names]
+    shares = [
+        f"{found.mean[name].relative:+.1%}" if name in found.mean else "" for name in found.names
+    ]
+    rows += [["**mean gain, points**", "", "", *means], ["**of the reference**", "", "", *shares]]
+    return _table(("benchmark", "metric", against, *found.names), rows)
+
+
+def _difference(value: Any) -> str:
+    if value is None:
+        return "–"
+    arrow = "=" if value.better is None else "↑" if value.better else "↓"
+    return f"{value.value:g} {arrow} {value.delta:+.4g}"
+
+
+#: base → what extends it
+_EXTENDED = {
+    "Qwen/Qwen2-7B-Instruct": [
+        "Qwen/Qwen2-VL-7B-Instruct", "lmms-lab/LLaVA-Video-7B-Qwen2",
+        "lmms-lab/llava-onevision-qwen2-7b-si",
+    ],
+    "Qwen/Qwen2-72B-Instruct": ["Qwen/Qwen2-VL-72B-Instruct"],
+    "lmsys/vicuna-7b-v1.5": ["llava-hf/llava-1.5-7b-hf"],
+    "Qwen/Qwen-7B-Chat": ["Qwen/Qwen2-Audio-7B-Instruct"],
+}  # fmt: skip
+_MERGED = [
+    "lm-extend/average-vl-video", "lm-extend/average-text-vl-video-si",
+    "lm-extend/weighted-text-vl-video-si",
+]  # fmt: skip
+
 #: path below docs/ → what stands in it
 PAGES: dict[str, Callable[[], str]] = {
     "reference/cli.md": cli_page,
     "reference/strategies.md": strategies_page,
     "reference/manifest.schema.json": manifest_schema,
+    "explanation/modality-extension.md": cost_page,
 }
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -103,8 +104,10 @@ def test_a_stale_page_fails_the_check(
 ) -> None:
     """``--check`` exits 1 and names the page; writing the pages makes it exit 0."""
     generate = _generate()
-    monkeypatch.setattr(generate, "DOCS", tmp_path)
-    (tmp_path / "reference").mkdir()
+    monkeypatch.setattr(generate, "DOCS", tmp_path / "docs")
+    (tmp_path / "docs" / "reference").mkdir(parents=True)
+    (tmp_path / "docs" / "explanation").mkdir()
+    shutil.copy(ROOT / "registry.db", tmp_path)
     assert generate.main(["--check"]) == 1
     assert "reference/cli.md" in capsys.readouterr().err
     assert generate.main([]) == 0
