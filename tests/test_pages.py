@@ -40,8 +40,8 @@ NOT_RUN = {
     "docs/how-to/extract-and-graft.md": {
         "--json backbone extract family/unbiased": "a host without biases; see test_backbone",
     },
+    "docs/how-to/team-registry.md": {"": "PostgreSQL; see tests/registry/test_postgresql.py"},
     "docs/how-to/record-and-query.md": {
-        "db upgrade": "on PostgreSQL; see tests/registry/test_postgresql.py",
         "--json show cab82cae": "a fingerprint of the page's own example",
     },
     "docs/how-to/use-a-package.md": {
@@ -129,6 +129,7 @@ def grafted(folder: Path) -> None:
     from omnireg.planning import open_model
 
     merged(folder)
+    shutil.copy(folder / "registry.db", folder / "team.db")
     host = PluginHost()
     words = open_model(str(folder / "omni"), host)
     graft(words, open_model(str(folder / "family/video"), host), folder / "omni-in-video")
@@ -183,6 +184,7 @@ PAGES: dict[str, tuple[str, Preparation]] = {
     "docs/how-to/report.md": ("demo", shipped),
     "docs/how-to/resume-and-verify.md": ("family", recorded),
     "docs/how-to/sweep.md": ("demo", nothing),
+    "docs/how-to/team-registry.md": ("family", nothing),
     "docs/how-to/use-a-package.md": ("family", package),
     "docs/how-to/use-with-mergekit.md": ("family", text_recipe),
     "docs/how-to/write-a-strategy.md": ("family", nothing),
