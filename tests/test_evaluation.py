@@ -355,7 +355,8 @@ def test_items_that_cannot_be_asked_say_which_line(tmp_path: Path) -> None:
     good = {"prompt": "a", "answer": "b"}
     (tmp_path / "x.png").write_bytes(b"")
     for line, said in (
-        ({"promt": "a", "answer": "b"}, "prompt: Field required"),
+        ({"promt": "a", "answer": "b"}, "did you mean 'prompt'"),
+        ({"answer": "b"}, "prompt: Field required"),
         ({**good, "anwser": "b"}, "did you mean 'answer'"),
         ({**good, "media": {"image": "none.png"}}, "no image file"),
         ({**good, "prompt": "<image><image>", "media": {"image": "x.png"}}, "2 <image> in the"),

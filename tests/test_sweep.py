@@ -305,6 +305,41 @@ def test_notebooks_of_something_else_are_refused(tmp_path: Path) -> None:
     assert Notebook(file, "b").recall("digest") is None
 
 
+def test_half_a_line_of_a_killed_sweep_is_no_harm(tmp_path: Path) -> None:
+    """It is taken off; half a line of anything else is an error, and stays."""
+    file = tmp_path / "t.jsonl"
+    Notebook(file, "a").note("one", Trial({"x": 1}, {"": 0.5}))
+    whole = file.read_text()
+    file.write_text(whole + whole[:20])
+    book = Notebook(file, "a")
+    assert book.recall("one")
+    book.note("two", Trial({"x": 2}, {"": 0.25}))
+    again = Notebook(file, "a")
+    assert again.recall("one")
+    assert again.recall("two")
+    file.write_text("my thesis")
+    with pytest.raises(ConfigError, match="holds no trials"):
+        Notebook(file, "a")
+    assert file.read_text() == "my thesis"
+
+
+def test_tasks_are_read_before_anything_is_merged(run: Run, tmp_path: Path) -> None:
+    """And a file in the way of the folder is said."""
+    (tmp_path / "r.yml").write_text(TEXT)
+    (tmp_path / "bad.jsonl").write_text('{"promt": "a", "answer": "b"}\n')
+    (tmp_path / "good.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    common = ("sweep", "r.yml", "--grid", "alpha0=0.1,0.2")
+    bad = run(*common, "--tasks", "bad.jsonl")
+    assert bad.code == 1
+    assert "did you mean 'prompt'" in bad.err
+    shots = run(*common, "--tasks", "good.jsonl", "--n-shot", "2")
+    assert "take no examples" in shots.err
+    assert not (tmp_path / "sweep-r").exists()
+    in_the_way = run(*common, "--out", "r.yml")
+    assert in_the_way.code == 1
+    assert "cannot make the folder" in in_the_way.err
+
+
 # The page on a checkpoint
 
 

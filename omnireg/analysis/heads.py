@@ -348,5 +348,8 @@ def _attentions(subject: Subject) -> list[_Attention]:
             )
         found.append(_Attention(values, output, heads, heads // shared))
     if not found:
-        raise EvaluationError(f"{subject.folder}: no layers were found in its language model")
+        raise EvaluationError(
+            f"{subject.folder}: no layers with heads were found; of a package, take one model out"
+            " first: omnireg mmer extract"
+        )
     return found

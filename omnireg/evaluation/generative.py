@@ -36,15 +36,28 @@ class Generative:
         Raises:
             EvaluationError: a file cannot be read, or the checkpoint cannot take its items in.
         """
-        files = {task: read_items(_file(task, conduct)) for task in tasks}
-        for task, items in files.items():
-            check_metrics(items, task)
+        files = read_tasks(tasks, conduct)
         subject = open_subject(folder, device=conduct.device, dtype=conduct.dtype)
         for task, items in files.items():
             yield from measure(subject, Path(task).stem, items, conduct)
 
 
 EVALUATOR = Generative()
+
+
+def read_tasks(tasks: Sequence[str], conduct: Conduct) -> dict[str, Items]:
+    """Return the items of every task.
+
+    Raises:
+        EvaluationError: a file cannot be read, its items cannot be judged, or examples in the
+            prompt are asked for.
+    """
+    if conduct.n_shot:
+        raise EvaluationError("files of items take no examples: put them into the prompts")
+    files = {task: read_items(_file(task, conduct)) for task in tasks}
+    for task, items in files.items():
+        check_metrics(items, task)
+    return files
 
 
 def _file(task: str, conduct: Conduct) -> Path:

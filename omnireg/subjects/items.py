@@ -144,7 +144,8 @@ def _item(line: str, file: Path, number: int) -> Item:
     try:
         said = _Line.model_validate(json.loads(line))
     except ValidationError as exc:
-        error = exc.errors(include_url=False)[0]
+        found = exc.errors(include_url=False)
+        error = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
         key = ".".join(map(str, error["loc"])) or "line"
         hint = ""
         if error["type"] == "extra_forbidden":

@@ -9,6 +9,7 @@ from typing import Any
 
 from omnireg.engine import Job, merge_together
 from omnireg.errors import ConfigError
+from omnireg.evaluation.generative import EVALUATOR, read_tasks
 from omnireg.hookspecs import Conduct, Result
 from omnireg.host import PluginHost
 from omnireg.package import fingerprint_of
@@ -22,6 +23,7 @@ from omnireg.workflows.grid import Point, points, with_parameters
 from omnireg.workflows.trials import Notebook, Score, Trial, numbers
 
 TRIALS = "points.jsonl"
+GENERATIVE = EVALUATOR.name
 #: merged side by side, unless there is room for fewer
 TOGETHER = 4
 #: of the free disk, so much may be filled
@@ -168,7 +170,7 @@ def preview(
     most = size * (len(settings) if keep is Keep.ALL else chosen + kept)
     if most > free:
         raise ConfigError(
-            f"{most / 1e9:.1f} GB are needed at once in {out}, and {free / 1e9:.1f} GB are there;"
+            f"{most / 1e9:.3g} GB are needed at once in {out}, and {free / 1e9:.3g} GB are there;"
             + (" --keep best removes the others after they were scored, or" if kept else "")
             + " take fewer points"
         )
@@ -214,13 +216,17 @@ def sweep(
     host, how, keep = plugins or PluginHost(), measuring or Measuring(), _keep(keep)
     if not how.by and keep is not Keep.ALL:
         raise ConfigError("without scores no point is the best; give --tasks, or keep all")
-    if how.tasks:
-        assigned(how.tasks, how.evaluator, host)
+    for evaluator, tasks in assigned(how.tasks, how.evaluator, host) if how.tasks else ():
+        if evaluator.name == GENERATIVE:
+            read_tasks(tasks, how.conduct)  # before anything is merged
     parsed, _ = as_recipe(recipe)
     seen = preview(
         parsed, grid, out, prefix=prefix, keep=keep, together=together, plugins=host
     )  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"cannot make the folder {out}: {exc.strerror}; name another") from exc
     work = _Work(out, how, book or Registry(), host, threads, progress)
     notebook = Notebook(out / TRIALS, how.by)
     places = list(points(grid))
@@ -277,7 +283,8 @@ class _Work:
                 record = self.book.get(job.name) if self.book.exists() else None
                 if record is None or record.fingerprint != found[job.name]:
                     raise ConfigError(
-                        f"{job.out} holds something else than {job.name}; move it away"
+                        f"{job.out} holds other weights than this sweep makes there, or nobody"
+                        " recorded them; move it away"
                     )
         return [(job, found[job.name]) for job in jobs]
 

@@ -10,6 +10,7 @@ from typing import Any
 from omnireg.errors import ConfigError, EvaluationError
 from omnireg.workflows.grid import Point
 
+_BEGIN = '{"recipe"'
 #: measures a folder: one number, or several by name; higher is better
 Score = Callable[[Path], float | Mapping[str, float]]
 
@@ -67,7 +68,10 @@ class Notebook:
         if file is None or not file.exists():
             return
         try:
-            lines = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line]
+            whole, tail = _torn(file.read_text("utf-8"))
+            if tail:
+                file.write_text(whole, "utf-8")
+            lines = [json.loads(line) for line in whole.splitlines() if line]
             for line in lines:
                 if line.get("by", by) == by:
                     self._known[line["recipe"]] = {"values": line["values"], **line}
@@ -100,3 +104,10 @@ class Notebook:
                 stream.write(json.dumps(line) + "\n")
         except OSError as exc:
             raise ConfigError(f"cannot write {self._file}: {exc.strerror}") from exc
+
+
+def _torn(text: str) -> tuple[str, str]:
+    """Return whole lines, and half a trial that a process which was killed left behind."""
+    whole, newline, tail = text.rpartition("\n")
+    is_trial = tail.startswith(_BEGIN[: len(tail)]) and not text.endswith("\n")
+    return (whole + newline, tail) if is_trial else (text, "")
