@@ -181,7 +181,10 @@ def test_imported_scores_are_recorded_once(run: Run, family: None) -> None:
     ]
     (place,) = json.loads(run("leaderboard", "tiny_base", "--json").out)
     assert place["value"] == pytest.approx(0.9666, abs=1e-4)
-    assert "40 (partial)" in run("scores", "base").out
+    table = run("scores", "base").out
+    assert "40 (partial)" in table
+    assert "limit 40.0" in table
+    assert "seeds" not in table
 
 
 def test_another_value_of_the_same_run_is_not_believed(

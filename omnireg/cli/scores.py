@@ -49,8 +49,10 @@ def list_scores(settings: Settings, name: str) -> None:
 
 def print_scores(found: "Sequence[Score]") -> None:
     """Print a table; a score of some of the items alone is marked."""
-    columns = ("benchmark", "metric", "value", "stderr", "n", "better", "source")
-    rows = [
+    columns: tuple[str, ...] = (
+        "benchmark", "metric", "value", "stderr", "n", "better", "source",
+    )  # fmt: skip
+    rows: list[tuple[object, ...]] = [
         (
             score.benchmark,
             score.metric + (f" ({score.filter})" if score.filter else ""),
@@ -62,7 +64,23 @@ def print_scores(found: "Sequence[Score]") -> None:
         )
         for score in found
     ]
+    apart = [_apart(score, found) for score in found]
+    if any(apart):
+        columns, rows = (*columns, "with"), [(*row, a) for row, a in zip(rows, apart, strict=True)]
     print_table(columns, rows)
+
+
+def _apart(score: "Score", among: "Sequence[Score]") -> str:
+    """Return what in a score's setup tells it from others of the same benchmark and metric."""
+    alike = [
+        other.setup or {}
+        for other in among
+        if (other.benchmark, other.metric, other.filter)
+        == (score.benchmark, score.metric, score.filter)
+    ]
+    mine = score.setup or {}
+    told = [k for k in mine if any(other.get(k) != mine[k] for other in alike)]
+    return ", ".join(f"{key} {str(mine[key])[:12]}" for key in told)
 
 
 def _evaluator(score: "Score") -> str | None:
