@@ -1,5 +1,6 @@
 """Shared parts: a command line that runs in this process, and surroundings of its own."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine_code: Path) -> None:
     """Give every test a working folder, registry and digest cache of its own, and no network."""
+    # a command with --quiet makes the process quiet
+    logging.getLogger("omnireg").setLevel(logging.NOTSET)
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(machine_code))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMNIREG_REGISTRY", str(tmp_path / "registry.db"))
