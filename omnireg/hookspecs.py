@@ -195,7 +195,7 @@ class Conduct:
     max_new_tokens: int | None = None
     seed: int | None = None
     tick: Callable[[str, int, int], None] = field(
-        default=lambda stage, done, total: None, compare=False
+        default=lambda stage, done, total: None, compare=False, repr=False
     )
 
 

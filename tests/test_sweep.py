@@ -273,6 +273,9 @@ def test_a_sweep_from_the_command_line(run: Run, tmp_path: Path) -> None:
     with Image.open(tmp_path / "curve.png") as drawn:
         assert drawn.width > 300
     assert "±" in run(*common).out
+    # whoever draws the progress, scored points are not scored again
+    assert len((tmp_path / "sweep-r" / "points.jsonl").read_text().splitlines()) == 2
+    assert "0x" not in (tmp_path / "sweep-r" / "points.jsonl").read_text()
     scores = json.loads(run("scores", first["name"], "--json").out)
     assert {s["evaluator"] for s in scores} == {"generative"}
     assert all(s["partial"] for s in scores)

@@ -61,7 +61,7 @@ class Measuring:
         """What tells this way of scoring from others; empty where nothing is scored."""
         if self.score is not None:
             return self.name
-        how = replace(self.conduct, tick=Conduct().tick) if self.tasks else ""
+        how = self.conduct if self.tasks else ""
         return f"{','.join(self.tasks)} {self.evaluator or ''} {how}".strip()
 
 
