@@ -5,11 +5,10 @@ Sums are added up in the order of the elements, so the number of threads changes
 """
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omnireg.engine.tensors import nonfinite
+from omnireg.engine.ordered import in_order
+from omnireg.engine.tensors import adjoined, nonfinite
 from omnireg.errors import ConfigError
 from omnireg.host import PluginHost
 from omnireg.planning import Merged, Plan, plan
@@ -172,28 +172,16 @@ class Vectors:
     def _chunks(self, threads: int | None) -> Iterator[tuple[str, Sums]]:
         """Yield the sums of every chunk in order, while threads look at the next few."""
         count, read = threads or os.cpu_count() or 1, ByteReader()
-        waiting: deque[tuple[str, Future[Sums]]] = deque()
         with ThreadPoolExecutor(count, thread_name_prefix="omnireg-analysis") as pool:
-            try:
-                for merged, start, stop in self._jobs():
-                    look = pool.submit(self._look, merged, start, stop, read)
-                    waiting.append((merged.name, look))
-                    if len(waiting) > count + 1:
-                        name, first = waiting.popleft()
-                        yield name, first.result()
-                for name, future in waiting:
-                    yield name, future.result()
-            finally:
-                for _, future in waiting:
-                    future.cancel()
+            yield from in_order(pool, self._looks(read), count + 1)
 
-    def _jobs(self) -> Iterator[tuple[Merged, int, int]]:
+    def _looks(self, read: ByteReader) -> Iterator[Callable[[], tuple[str, Sums]]]:
         for merged in self.plan.merged.values():
             numel = merged.sources[0].numel
             for start in range(0, numel, SPAN):
-                yield merged, start, min(start + SPAN, numel)
+                yield partial(self._look, merged, start, min(start + SPAN, numel), read)
 
-    def _look(self, merged: Merged, start: int, stop: int, read: ByteReader) -> Sums:
+    def _look(self, merged: Merged, start: int, stop: int, read: ByteReader) -> tuple[str, Sums]:
         """Look at a chunk of every input."""
         of = {source.ref: source for source in merged.sources}
         base = self.plan.recipe.base_model or ""
@@ -212,18 +200,14 @@ class Vectors:
             stop - start, found.absolute, found.largest, found.moved, found.products,
             found.agree, found.oppose, found.shared,
         )  # fmt: skip
-        return found
+        return merged.name, found
 
 
 def _elements(source: Source, start: int, stop: int, read: ByteReader) -> tuple[Kind, Any]:
     """Return some elements of an input as they lie on disk; odd formats as float32."""
     kind = KINDS.get(source.dtype)
     if kind is not None and source.uniform:
-        parts = [np.frombuffer(piece, np.uint8) for piece in source.pieces(read, start, stop)]
-        data = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if data.ctypes.data % np.dtype(STORAGE[kind]).itemsize:
-            data = data.copy()
-        return kind, data
+        return kind, adjoined(source.pieces(read, start, stop), STORAGE[kind])
     found = []
     for span in source.spans:
         low, high = max(start, span.start), min(stop, span.stop)

@@ -7,10 +7,10 @@ which is written last.
 
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from omnireg.checkpoint import INDEX
 from omnireg.engine.coder import STORAGE, Coded, Coder
 from omnireg.engine.journal import Journal
+from omnireg.engine.ordered import given, in_order
 from omnireg.engine.shells import Shell
 from omnireg.engine.tensors import Job, Settings, check_finite, parameters_of
 from omnireg.engine.vector import VectorWriter, scale_of
@@ -108,27 +109,17 @@ class Packager:
         def coded(names: Sequence[str]) -> Iterator[Coded]:
             nonlocal done
             with ThreadPoolExecutor(self._threads, thread_name_prefix="omnireg-code") as pool:
-                for tensor in self._ordered(pool, [jobs[name] for name in names]):
+                calls = self._calls(jobs[name] for name in names)
+                for tensor in in_order(pool, calls, self._threads):
                     yield tensor
                     done += math.prod(tensor.shape)
                     tick(done, total)
 
         self._vector.write(self._plan.tensors, max_bytes, coded, self._journal)
 
-    def _ordered(self, pool: ThreadPoolExecutor, jobs: Iterable[Job]) -> Iterator[Coded]:
-        """Yield coded tensors in order, while the pool works on the next few."""
-        waiting: deque[Future[Coded]] = deque()
-        try:
-            for job in jobs:
-                waiting.append(_ready(self._by_torch(job)) if job.fused is None
-                               else pool.submit(self._compiled, job))  # fmt: skip
-                if len(waiting) > self._threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    def _calls(self, jobs: Iterable[Job]) -> Iterator[Callable[[], Coded]]:
+        for job in jobs:
+            yield partial(self._compiled, job) if job.fused else given(self._by_torch(job))
 
     def _compiled(self, job: Job) -> Coded:
         """Make the compiled passes over one tensor."""
@@ -229,9 +220,3 @@ def _pieces(file: Path) -> Iterator[bytes]:
     with file.open("rb") as stream:
         while data := stream.read(1 << 23):
             yield data
-
-
-def _ready(coded: Coded) -> Future[Coded]:
-    done: Future[Coded] = Future()
-    done.set_result(coded)
-    return done

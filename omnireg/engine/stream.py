@@ -4,14 +4,14 @@ Chunks are computed ahead by a few threads; one thread takes them in the order o
 and hashes them. Only a handful are in memory at a time, whatever the size of the model.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from omnireg.engine.ordered import given, in_order
 from omnireg.engine.tensors import Call, Job, Settings, check_finite, parameters_of
 from omnireg.errors import ConfigError
 from omnireg.hookspecs import Surveyed
@@ -110,9 +110,7 @@ class Streamer:
     def _computations(self, part: Computed, dtype: str) -> Iterator[Call]:
         job = self.jobs[part.name]
         if job.fused is None or dtype != job.merged.dtype:
-            # torch code has its own threads, and its results may depend on them: not in the pool
-            made = self._whole(job, part, dtype)
-            yield lambda: [made]
+            yield given([self._whole(job, part, dtype)])
         elif job.chunks <= _ONE_TASK:
             yield partial(self._compute, job, part)
         else:
@@ -144,18 +142,7 @@ class Streamer:
         refuse_lost(self.output, lost)
 
     def _ordered(self, calls: Iterable[Call]) -> Iterator[Any]:
-        """Yield the results of calls in order, while the pool works on the next few."""
-        waiting: deque[Future[Any]] = deque()
-        try:
-            for call in calls:
-                waiting.append(self.pool.submit(call))
-                if len(waiting) > self.window:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        return in_order(self.pool, calls, self.window)
 
 
 def _differing(parameters: Mapping[str, Any], others: list[dict[str, Any]]) -> ConfigError:

@@ -11,6 +11,7 @@ import torch
 from mergekit.merge_methods import MergeMethod, PerInputValues
 
 from omnireg.alignment import VOCABULARY
+from omnireg.engine.ordered import given
 from omnireg.engine.seeded import seeded
 from omnireg.engine.translated import translated
 from omnireg.errors import CheckpointError, MergeError, OmniregError
@@ -28,10 +29,6 @@ Call = Callable[[], Any]
 
 def _one_by_one(calls: Iterable[Call]) -> Iterator[Any]:
     return (call() for call in calls)
-
-
-def _given(value: Any) -> Any:
-    return value
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ class Job:
         """Yield what observes each chunk; a method's own code is run at once, outside any pool."""
         for chunk in range(self.chunks):
             call = partial(self.observe, survey, chunk)
-            yield call if self.fused else partial(_given, call())
+            yield call if self.fused else given(call())
 
     def observe(self, survey: Any, chunk: int) -> Any:
         """Look at a chunk for a survey, with the compiled pass or with the method's own code."""
@@ -284,7 +281,7 @@ class View:
         kind = KINDS[job.merged.dtype]
         sources, settings = job.merged.sources, job.settings
         self._arrays = [
-            _array(source.pieces(settings.read, self._start, self._stop), STORAGE[kind])
+            adjoined(source.pieces(settings.read, self._start, self._stop), STORAGE[kind])
             for source in sources
         ]
         refs = [source.ref for source in sources]
@@ -308,7 +305,7 @@ class View:
         del self._arrays
 
 
-def _array(pieces: Iterator[memoryview], storage: Any) -> Any:
+def adjoined(pieces: Iterable[memoryview], storage: Any) -> Any:
     """Return the elements of adjoining pieces, as a view where there is only one."""
     arrays = [np.frombuffer(piece, np.uint8) for piece in pieces]
     data = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
