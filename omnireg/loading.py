@@ -27,6 +27,23 @@ def model_class(checkpoint: Checkpoint) -> Any:
     return getattr(transformers, _RENAMED.get(name, name), None)
 
 
+def read_into(cls: Any, folder: Path | None, **how: Any) -> Any:
+    """Call ``from_pretrained`` of all classes for one of them.
+
+    A class's own may do more: Qwen2_5Omni's looks for files that are not weights, and cannot
+    return what it found.
+    """
+    import transformers
+
+    return vars(transformers.PreTrainedModel)["from_pretrained"].__func__(cls, folder, **how)
+
+
+def language_model_of(model: Any) -> str:
+    """Return where in a model its language model is: whatever holds the embedding."""
+    path = next(name for name, _ in model.named_modules() if name.endswith("embed_tokens"))
+    return str(path).rpartition(".")[0]
+
+
 def check_complete(checkpoint: Checkpoint) -> None:
     """Ask transformers whether the tensors are exactly those that the class expects.
 
@@ -77,16 +94,13 @@ def _check_once(sibling: _Sibling) -> bool:
 
 def _check(checkpoint: Checkpoint) -> bool:
     import torch
-    import transformers
 
     cls: Any = model_class(checkpoint)
     if cls is None:
         return True
     headers = checkpoint.tensors
     with quiet(), config_errors(checkpoint):
-        # not cls.from_pretrained: Qwen2_5Omni's own cannot return what it found
-        read = vars(transformers.PreTrainedModel)["from_pretrained"].__func__
-        model, info = read(
+        model, info = read_into(
             cls,
             None,
             config=cls.config_class.from_pretrained(checkpoint.folder),

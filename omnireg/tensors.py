@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from omnireg.errors import ConfigError
 from omnireg.shards import TensorHeader
 
 if TYPE_CHECKING:
@@ -19,6 +20,20 @@ def TORCH_DTYPES() -> "dict[str, torch.dtype]":  # noqa: N802 - a table that mus
         "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
         "U8": torch.uint8, "BOOL": torch.bool,
     }  # fmt: skip
+
+
+def as_device(device: "torch.device | str") -> "torch.device":
+    """Return where to compute, once something was put there.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    import torch
+
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as exc:
+        raise ConfigError(f"device {device}: {' '.join(str(exc).split())}; try cpu") from exc
 
 
 def usual_dtype(dtypes: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from omnireg.analysis.salience import (
 )
 from omnireg.digests import cache_folder
 from omnireg.errors import EvaluationError
+from omnireg.loading import language_model_of
 from omnireg.subjects import Item, Subject
 from omnireg.subjects.items import Items
 
@@ -202,19 +204,23 @@ class _Asking:
         self, subject: Subject, probe: Probe, max_new_tokens: int, chat: bool, batch_size: int
     ) -> None:
         self._subject, self._probe, self._length = subject, probe, max_new_tokens
-        self._chat = chat
+        self._chat, self._size = chat, batch_size
         self._tokens = [_first_tokens(subject, options) for options in probe.options]
-        alike: dict[tuple[Any, ...], list[int]] = {}
-        for place, item in enumerate(probe.items):
-            ids = subject.inputs([item], chat=chat)["input_ids"]
-            alike.setdefault((item.modalities, ids.shape[1]), []).append(place)
-        self._batches = [
-            places[start : start + batch_size]
-            for places in alike.values()
-            for start in range(0, len(places), batch_size)
-        ]
         self._inputs: dict[int, dict[str, Any]] = {}
         self._bytes = 0
+
+    @cached_property
+    def _batches(self) -> list[list[int]]:
+        """Which questions are asked together; they are read first when one must be asked."""
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for place, item in enumerate(self._probe.items):
+            ids = self._subject.inputs([item], chat=self._chat)["input_ids"]
+            alike.setdefault((item.modalities, ids.shape[1]), []).append(place)
+        return [
+            places[start : start + self._size]
+            for places in alike.values()
+            for start in range(0, len(places), self._size)
+        ]
 
     def __call__(self, begin: Callable[[], None]) -> dict[str, Asked]:
         """Ask everything; ``begin`` is called before each batch."""
@@ -332,8 +338,7 @@ def _attentions(subject: Subject) -> list[_Attention]:
     Raises:
         EvaluationError: it has an unknown form.
     """
-    path = next(name for name, _ in subject.model.named_modules() if name.endswith("embed_tokens"))
-    language: Any = subject.model.get_submodule(path.rpartition(".")[0])
+    language: Any = subject.model.get_submodule(language_model_of(subject.model))
     config = language.config
     heads = getattr(config, "num_attention_heads", 0)
     shared = getattr(config, "num_key_value_heads", None) or heads

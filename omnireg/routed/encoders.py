@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from omnireg.checkpoint import Checkpoint
 from omnireg.errors import CheckpointError, ConfigError
-from omnireg.loading import config_errors, model_class, quiet
+from omnireg.loading import config_errors, language_model_of, model_class, quiet, read_into
 from omnireg.package import Model, Package
 from omnireg.package.layout import SHELL
 from omnireg.shards import ByteReader, read_header
@@ -120,7 +120,7 @@ class Encoder(nn.Module):
 
 
 def _without_language_model(host: Checkpoint, shell: Path, dtype: torch.dtype) -> Any:
-    from transformers import AutoConfig, PreTrainedModel
+    from transformers import AutoConfig
 
     cls = model_class(host)
     if cls is None:
@@ -134,8 +134,6 @@ def _without_language_model(host: Checkpoint, shell: Path, dtype: torch.dtype) -
     with quiet(), config_errors(host):
         config = AutoConfig.from_pretrained(host.folder, trust_remote_code=False)
         _shrink(config)
-        # not cls.from_pretrained: Qwen2_5Omni's own looks for files that are not weights
-        read_into = vars(PreTrainedModel)["from_pretrained"].__func__
         model, told = read_into(
             cls, None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
         )
@@ -164,9 +162,9 @@ def _shrink(config: Any) -> None:
 
 
 def _put_mirror(host: Any, dtype: torch.dtype) -> _Mirror:
-    """Replace the language model, which is whatever holds the embedding."""
-    path = next(name for name, _ in host.named_modules() if name.endswith("embed_tokens"))
-    above, _, name = path.rpartition(".")[0].rpartition(".")
-    mirror = _Mirror(host.get_submodule(path.rpartition(".")[0]), dtype)
+    """Replace the language model."""
+    path = language_model_of(host)
+    above, _, name = path.rpartition(".")
+    mirror = _Mirror(host.get_submodule(path), dtype)
     setattr(host.get_submodule(above), name, mirror)
     return mirror

@@ -29,7 +29,7 @@ from omnireg.routed.routes import Route, TextRouting, check_rule, route_of, text
 from omnireg.routed.vocabulary import JointVocabulary
 from omnireg.routed.weights import Weights
 from omnireg.routed.words import Head
-from omnireg.tensors import TORCH_DTYPES
+from omnireg.tensors import TORCH_DTYPES, as_device
 
 Media = Mapping[str, Mapping[str, Any]]
 
@@ -58,7 +58,7 @@ def load(
         CheckpointError: no package, or a damaged one.
         ConfigError: no such storage, text routing, dtype or device.
     """
-    place = _device(device)
+    place = as_device(device)
     opened = package if isinstance(package, Package) else Package(package)
     layouts = (plugins or PluginHost()).layouts
     model = OmniModel(opened, JointVocabulary(opened, layouts), _dtype(opened, dtype))
@@ -67,13 +67,6 @@ def load(
     placed: Any = model
     placed.to(place).eval()
     return model
-
-
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as exc:
-        raise ConfigError(f"device {device}: {' '.join(str(exc).split())}; try cpu") from exc
 
 
 def _dtype(package: Package, dtype: torch.dtype | str | None) -> torch.dtype:

@@ -10,13 +10,13 @@ from omnireg.alignment import find_language_model
 from omnireg.checkpoint import Checkpoint
 from omnireg.errors import CheckpointError, ConfigError, EvaluationError
 from omnireg.host import PluginHost
-from omnireg.loading import check_complete, config_errors, model_class, quiet
+from omnireg.loading import check_complete, config_errors, model_class, quiet, read_into
 from omnireg.package import is_package
 from omnireg.routed import OmniModel, load
 from omnireg.routed.readers import HostReader, host_processor
 from omnireg.subjects.items import Item, Medium
 from omnireg.subjects.subject import Subject
-from omnireg.tensors import TORCH_DTYPES
+from omnireg.tensors import TORCH_DTYPES, as_device
 
 
 def open_subject(
@@ -40,7 +40,7 @@ def open_subject(
     """
     if is_package(folder):
         return PackageSubject(load(folder, device=device, dtype=dtype, plugins=plugins))
-    return HostSubject(folder, _torch_device(device), dtype, plugins or PluginHost())
+    return HostSubject(folder, as_device(device), dtype, plugins or PluginHost())
 
 
 class PackageSubject(Subject):
@@ -178,9 +178,7 @@ def _load(checkpoint: Checkpoint, dtype: str | None) -> Any:
         config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
         if hasattr(config, "enable_audio_output"):
             config.enable_audio_output = False
-        # not cls.from_pretrained: Qwen2_5Omni's own looks for files that are not weights
-        read = vars(transformers.PreTrainedModel)["from_pretrained"].__func__
-        model = read(cls, checkpoint.folder, config=config, dtype=_dtype(dtype))
+        model = read_into(cls, checkpoint.folder, config=config, dtype=_dtype(dtype))
     return getattr(model, "thinker", model).eval()
 
 
@@ -191,13 +189,6 @@ def _dtype(dtype: str | None) -> Any:
     if dtype not in known:
         raise ConfigError(f"dtype: {dtype} is none of {', '.join(known)}")
     return TORCH_DTYPES()[known[dtype]]
-
-
-def _torch_device(device: str) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as exc:
-        raise ConfigError(f"device {device}: {' '.join(str(exc).split())}; try cpu") from exc
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -147,16 +148,14 @@ class Subject(ABC):
         found = self._template.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         return str(found)
 
-    @property
+    @cached_property
     def _takes_parts(self) -> bool:
         """Whether the chat template wants text and media as parts rather than as one text."""
-        if not hasattr(self, "_parts"):
-            try:
-                parts = self._render([{"type": "text", "text": "omnireg"}])
-                self._parts = "'type'" not in parts and "omnireg" in parts
-            except Exception:  # a template raises whatever it likes
-                self._parts = False
-        return self._parts
+        try:
+            parts = self._render([{"type": "text", "text": "omnireg"}])
+        except Exception:  # a template raises whatever it likes
+            return False
+        return "'type'" not in parts and "omnireg" in parts
 
 
 def _batches(items: Sequence[Item], size: int) -> list[list[int]]:
