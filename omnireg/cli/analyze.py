@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omnireg.cli.output import Settings, common_options, hint, print_json, print_table, progress_bar
+from omnireg.cli.output import (
+    Settings,
+    check_folders,
+    common_options,
+    hint,
+    print_json,
+    print_table,
+    progress_bar,
+)
 from omnireg.errors import ConfigError, EvaluationError, to_type
 
 if TYPE_CHECKING:
@@ -14,16 +22,6 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(path_type=Path)
 _SHOWN = 10
-
-
-def check_plot(file: Path | None) -> None:
-    """Refuse a file that could not be written, before the work.
-
-    Raises:
-        ConfigError: there is no such folder.
-    """
-    if file is not None and not file.absolute().parent.is_dir():
-        raise ConfigError(f"there is no folder {file.parent} for {file.name}; make it first")
 
 
 @click.group("analyze")
@@ -49,7 +47,7 @@ def shift_command(
     """
     from omnireg.workflows.analysing import record_shift
 
-    check_plot(plot)
+    check_folders(plot)
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
         found, recorded = record_shift(
             book, base, models, threads=threads,
@@ -142,7 +140,7 @@ def heads_command(
     Heads that were asked before are not asked again, so it can be stopped and goes on. With
     --logits DIR the figures are computed from original.jsonl and layerLL-headHH.jsonl.
     """
-    check_plot(plot)
+    check_folders(plot)
     recorded = True
     if logits is not None:
         from omnireg.analysis.salience import from_logits
@@ -228,7 +226,7 @@ def tsne_command(
     """Place each MODEL by how far every one of its tensors is from REF: one point each."""
     from omnireg.workflows.analysing import record_map
 
-    check_plot(plot)
+    check_folders(plot)
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
         found, recorded = record_map(
             book, models, reference, method=method, seed=seed, threads=threads,

@@ -1,17 +1,22 @@
 """``omnireg mmer calibrate``."""
 
-import json
-import shlex
-import subprocess
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from omnireg.cli.evaluate import conduct_of, conduct_options, listed
-from omnireg.cli.output import Settings, common_options, hint, print_json, print_table, progress_bar
-from omnireg.errors import ConfigError, EvaluationError, to_type
+from omnireg.cli.output import (
+    Settings,
+    check_folders,
+    common_options,
+    hint,
+    print_json,
+    print_table,
+    progress_bar,
+)
+from omnireg.cli.score_command import Scorer, command_score
+from omnireg.errors import ConfigError, to_type
 
 _SHOWN = 10
 
@@ -71,9 +76,7 @@ def calibrate_command(
 
     if out is not None and out.exists():
         raise ConfigError(f"{out} exists; choose another file for the recipe")
-    for file in (out, plot, surface):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ConfigError(f"there is no folder {file.parent} for {file.name}; make it first")
+    check_folders(out, plot, surface)
     with progress_bar(settings.quiet) as progress:
         found = calibrate(
             config,
@@ -111,7 +114,7 @@ def calibrate_command(
 
 def score_of(
     command: str | None, tasks: str | None, evaluator: str | None, how: dict[str, Any]
-) -> Callable[[Path], float | Mapping[str, float]] | None:
+) -> Scorer | None:
     """Return what scores a folder: a command, tasks, or nothing.
 
     Raises:
@@ -119,41 +122,9 @@ def score_of(
     """
     from omnireg.workflows.evaluating import scorer
 
-    if command and tasks:
-        raise ConfigError("--score-command and --tasks both say how to score; leave one out")
-    if command:
-        return scorer_of(command)
+    if by_command := command_score(command, tasks):
+        return by_command
     if tasks:
         conduct = conduct_of(how, lambda stage, done, total: None)
         return scorer(listed(tasks), evaluator, conduct)
     return None
-
-
-def scorer_of(command: str) -> Callable[[Path], float | Mapping[str, float]]:
-    """Return what runs a command on a folder and reads what it prints last."""
-    try:
-        words = shlex.split(command)
-    except ValueError as exc:
-        raise ConfigError(f"--score-command: {exc}") from exc
-    if not any("{}" in word for word in words):
-        words.append("{}")
-
-    def score(package: Path) -> float | Mapping[str, float]:
-        line = [word.replace("{}", str(package)) for word in words]
-        try:
-            done = subprocess.run(line, capture_output=True, text=True, check=False)
-        except OSError as exc:
-            raise EvaluationError(f"cannot run {words[0]}: {exc.strerror}") from exc
-        if done.returncode:
-            said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing"]
-            raise EvaluationError(f"{words[0]} failed with {done.returncode}: {said[0]}")
-        last = (done.stdout.strip().splitlines() or [""])[-1]
-        try:
-            found: float | Mapping[str, float] = json.loads(last)
-        except ValueError as exc:
-            raise EvaluationError(
-                f"{words[0]} printed {last!r} last; print a number, or a JSON object by modality"
-            ) from exc
-        return found
-
-    return score

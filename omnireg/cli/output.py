@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from omnireg.errors import did_you_mean
+from omnireg.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from omnireg.registry import Registry
@@ -112,6 +113,17 @@ class DefaultGroup(click.Group):
         if first not in self.commands and not (helped and first is None):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+
+def check_folders(*files: Path | None) -> None:
+    """Refuse files that could not be written, before the work.
+
+    Raises:
+        ConfigError: the folder of one is not there.
+    """
+    for file in files:
+        if file is not None and not file.absolute().parent.is_dir():
+            raise ConfigError(f"there is no folder {file.parent} for {file.name}; make it first")
 
 
 def print_json(value: Any) -> None:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from omnireg.cli.analyze import check_plot
-from omnireg.cli.output import Settings, common_options, hint, print_json
+from omnireg.cli.output import Settings, check_folders, common_options, hint, print_json
 
 _FILE = click.Path(path_type=Path)
 
@@ -30,8 +29,7 @@ def report_command(
     """
     from omnireg.workflows.reporting import report, write
 
-    check_plot(plot)
-    check_plot(out)
+    check_folders(plot, out)
     with settings.open_registry() as book:
         found = report(book, name, source=source)
     text = write(found, out, form, plot)

@@ -5,10 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omnireg.cli.analyze import check_plot
-from omnireg.cli.calibrate import scorer_of
 from omnireg.cli.evaluate import conduct_of, conduct_options, listed
-from omnireg.cli.output import Settings, common_options, hint, print_json, print_table, progress_bar
+from omnireg.cli.output import (
+    Settings,
+    check_folders,
+    common_options,
+    hint,
+    print_json,
+    print_table,
+    progress_bar,
+)
+from omnireg.cli.score_command import command_score
 from omnireg.errors import ConfigError, to_type
 
 if TYPE_CHECKING:
@@ -51,9 +58,8 @@ def sweep_command(
     from omnireg.workflows import parse_grid
     from omnireg.workflows.sweeping import Measuring, preview, sweep
 
-    check_plot(plot)
-    if score_command and tasks:
-        raise ConfigError("--score-command and --tasks both say how to score; leave one out")
+    check_folders(plot)
+    command = command_score(score_command, tasks)
     place = out or Path(f"sweep-{config.stem}")
     values = parse_grid(grid)
     if dry_run:
@@ -63,7 +69,7 @@ def sweep_command(
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
         measuring = Measuring(
             listed(tasks), evaluator, conduct_of(how, progress),
-            scorer_of(score_command) if score_command else None, score_command or "score",
+            command, score_command or "score",
         )  # fmt: skip
         found = sweep(
             config, values, place, measuring=measuring, book=book, prefix=prefix, keep=keep,
