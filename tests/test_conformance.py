@@ -69,10 +69,11 @@ def test_the_suite_finds_what_is_wrong(tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()
     distribution(site, "omnireg-bad", BAD)
-    plain = failures(tmp_path, site, "", "base or order or shape or one_model")
+    plain = failures(tmp_path, site, "", "base or order or shape or one_model or inputs")
     assert "FAILED test_bad.py::TestBad::test_no_change_gives_the_base[float32]" in plain
     assert "FAILED test_bad.py::TestBad::test_the_order_of_models" in plain
     assert "FAILED test_bad.py::TestBad::test_shape" not in plain
     assert "FAILED test_bad.py::TestBad::test_one_model" not in plain
+    assert "FAILED test_bad.py::TestBad::test_inputs" not in plain
     assert "test_inputs_are_not_changed" in failures(tmp_path, site, "mutates", "inputs")
     assert "test_runs_agree" in failures(tmp_path, site, "hashes", "runs")
