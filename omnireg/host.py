@@ -17,7 +17,7 @@ from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -186,17 +186,7 @@ class PluginHost:
         Raises:
             PluginError: two distributions claim one name.
         """
-        found: dict[str, Strategy] = {}
-        for strategy in (s for plugin in self.plugins for s in plugin.strategies):
-            other = found.setdefault(strategy.name, strategy)
-            if other is not strategy:
-                raise PluginError(
-                    f"strategy {strategy.name!r} is registered by both"
-                    f" {other.origin.distribution} {other.origin.version} and"
-                    f" {strategy.origin.distribution} {strategy.origin.version}; uninstall one,"
-                    f" or set {DISABLE_VARIABLE}={strategy.origin.distribution}"
-                )
-        return found
+        return _by_name("strategy", (s for p in self.plugins for s in p.strategies))
 
     @property
     def layouts(self) -> dict[str, HostLayout]:
@@ -225,16 +215,7 @@ class PluginHost:
         Raises:
             PluginError: two distributions claim one name.
         """
-        found: dict[str, RegisteredEvaluator] = {}
-        for evaluator in (e for plugin in self.plugins for e in plugin.evaluators):
-            other = found.setdefault(evaluator.name, evaluator)
-            if other is not evaluator:
-                raise PluginError(
-                    f"evaluator {evaluator.name!r} is registered by both"
-                    f" {other.origin.distribution} and {evaluator.origin.distribution};"
-                    f" set {DISABLE_VARIABLE}={evaluator.origin.distribution}"
-                )
-        return found
+        return _by_name("evaluator", (e for p in self.plugins for e in p.evaluators))
 
     def methods(self) -> dict[str, Strategy]:
         """Return every usable merge method: the plugins' and mergekit's own.
@@ -319,6 +300,28 @@ class PluginHost:
         offers: tuple[Any, ...] = (strategy, plugin.layouts.append, evaluator)
         for hook, register in zip(_HOOKS, offers, strict=True):
             self._manager.subset_hook_caller(hook, others)(register=register)
+
+
+_Registered = TypeVar("_Registered", Strategy, RegisteredEvaluator)
+
+
+def _by_name(what: str, registered: Iterable[_Registered]) -> dict[str, _Registered]:
+    """Return what plugins registered, by name.
+
+    Raises:
+        PluginError: two distributions claim one name.
+    """
+    found: dict[str, _Registered] = {}
+    for each in registered:
+        other = found.setdefault(each.name, each)
+        if other is not each:
+            raise PluginError(
+                f"{what} {each.name!r} is registered by both"
+                f" {other.origin.distribution} {other.origin.version} and"
+                f" {each.origin.distribution} {each.origin.version}; uninstall one,"
+                f" or set {DISABLE_VARIABLE}={each.origin.distribution}"
+            )
+    return found
 
 
 def _entry_points() -> list[tuple[importlib.metadata.EntryPoint, Origin]]:
