@@ -31,9 +31,14 @@ def check_free(out: Path) -> None:
         raise MergeError(
             f"{out.name[:40]}… is too long for a folder; use at most {_LONGEST_NAME} bytes"
         )
-    parent = next(p for p in (out.parent, *out.absolute().parents) if p.exists())
+    parent = nearest(out.parent)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise MergeError(f"cannot write to {parent}; choose another folder")
+
+
+def nearest(folder: Path) -> Path:
+    """Return a folder, or the first one above it that exists."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def scratch_folder(out: Path) -> Path:

@@ -1,6 +1,6 @@
 """Measure a recorded checkpoint and record its scores."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from omnireg.host import PluginHost
 from omnireg.registry import Registry, Score
 
 ITEMS = ".jsonl"
+Assigned = Sequence[tuple[Evaluator, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,23 @@ def evaluate(
     """
     record = find_record(book, name)
     folder = files_of(record)
-    found = []
-    for chosen, own in assigned(tasks, evaluator, plugins or PluginHost()):
-        for result in chosen.evaluate(folder, own, conduct or Conduct()):
+    chosen = assigned(tasks, evaluator, plugins or PluginHost())
+    made = measured(book, record.name, folder, chosen, conduct or Conduct(), ability)
+    return [recorded for _, recorded in made]
+
+
+def measured(
+    book: Registry, name: str, folder: Path, chosen: Assigned, conduct: Conduct,
+    ability: str | None = None,
+) -> Iterator[tuple[Result, Recorded]]:  # fmt: skip
+    """Measure the folder of a recorded checkpoint, and yield each result once it is recorded."""
+    for evaluator, tasks in chosen:
+        for result in evaluator.evaluate(folder, tasks, conduct):
             said = replace(result, ability=result.ability or ability)
-            found.append(enter(book, record.name, said, chosen.name, chosen.version, replace_=True))
-    return found
+            yield said, enter(book, name, said, evaluator.name, evaluator.version, replace_=True)
 
 
-def assigned(
-    tasks: Sequence[str], evaluator: str | None, plugins: PluginHost
-) -> list[tuple[Evaluator, list[str]]]:
+def assigned(tasks: Sequence[str], evaluator: str | None, plugins: PluginHost) -> Assigned:
     """Return who measures which tasks.
 
     Raises:
@@ -159,17 +166,19 @@ def scorer(
     chosen = assigned(tasks, evaluator, plugins or PluginHost())
 
     def score(folder: Path) -> Mapping[str, float]:
-        results = [
+        results = (
             result
             for each, own in chosen
             for result in each.evaluate(folder, own, conduct or Conduct())
-        ]
-        return {
-            name: result.value if result.higher_is_better else -result.value
-            for name, result in by_name(results).items()
-        }
+        )
+        return {name: merit(result) for name, result in by_name(results).items()}
 
     return score
+
+
+def merit(result: Result) -> float:
+    """Return a result's value, negative where lower is better."""
+    return result.value if result.higher_is_better else -result.value
 
 
 def by_name(results: Iterable[Result]) -> dict[str, Result]:

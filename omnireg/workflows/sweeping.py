@@ -1,7 +1,7 @@
 """A grid of merges: each point is merged, measured, recorded with its lineage, and ranked."""
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -12,13 +12,14 @@ from omnireg.errors import ConfigError
 from omnireg.evaluation.generative import EVALUATOR, read_tasks
 from omnireg.hookspecs import Conduct, Result
 from omnireg.host import PluginHost
+from omnireg.outputs import nearest
 from omnireg.package import fingerprint_of
 from omnireg.planning import Shape, plan
 from omnireg.planning.output import Output as Files
 from omnireg.recipe import Recipe, as_recipe
 from omnireg.registry import Registry
 from omnireg.shards import SHARD_BYTES
-from omnireg.workflows.evaluating import assigned, by_name, enter
+from omnireg.workflows.evaluating import Assigned, assigned, by_name, enter, measured, merit
 from omnireg.workflows.grid import Point, points, with_parameters
 from omnireg.workflows.trials import Notebook, Score, Trial, numbers
 
@@ -161,7 +162,7 @@ def preview(
     first = plans[0]
     sized = not first.planned_by_mergekit and first.shape is not Shape.PACKAGE
     size = Files(first, SHARD_BYTES).size if sized else 0
-    free = int(_SHARE * shutil.disk_usage(_existing(out)).free)
+    free = int(_SHARE * shutil.disk_usage(nearest(out)).free)
     kept = 0 if keep is Keep.NONE else 1
     chosen = together or TOGETHER
     if size:
@@ -216,7 +217,8 @@ def sweep(
     host, how, keep = plugins or PluginHost(), measuring or Measuring(), _keep(keep)
     if not how.by and keep is not Keep.ALL:
         raise ConfigError("without scores no point is the best; give --tasks, or keep all")
-    for evaluator, tasks in assigned(how.tasks, how.evaluator, host) if how.tasks else ():
+    evaluators = assigned(how.tasks, how.evaluator, host) if how.tasks else ()
+    for evaluator, tasks in evaluators:
         if evaluator.name == GENERATIVE:
             read_tasks(tasks, how.conduct)  # before anything is merged
     parsed, _ = as_recipe(recipe)
@@ -227,34 +229,28 @@ def sweep(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ConfigError(f"cannot make the folder {out}: {exc.strerror}; name another") from exc
-    work = _Work(out, how, book or Registry(), host, threads, progress)
+    work = _Work(how, evaluators, book or Registry(), host, threads, progress)
     notebook = Notebook(out / TRIALS, how.by)
-    places = list(points(grid))
-    done: list[SweepPoint] = []
-    waiting: list[Job] = []
-    for name, point in zip(seen.names, places, strict=True):
-        made = with_parameters(parsed, point)
-        job = Job(made, out / _slug(point), name)
-        known = notebook.recall(made.digest)
-        if known and (keep is not Keep.ALL or job.out.is_dir()):
-            trial = Trial(point, known["values"], known.get("errors", {}))
-            done.append(SweepPoint(name, job.out, known["fingerprint"], trial))
-        else:
-            waiting.append(job)
-    by_name_ = dict(zip(seen.names, places, strict=True))
+    at = dict(zip(seen.names, points(grid), strict=True))
+    jobs = {
+        name: Job(with_parameters(parsed, point), out / _slug(point), name)
+        for name, point in at.items()
+    }
+    done = list(_recalled(notebook, jobs.values(), at, keep))
+    finished = {point.name for point in done}
+    waiting = [job for name, job in jobs.items() if name not in finished]
     while waiting:
-        progress("points", len(done), len(places))
+        progress("points", len(done), len(jobs))
         batch, waiting = waiting[: seen.together], waiting[seen.together :]
         for job, fingerprint in work.merged(batch):
-            trial = work.scored(job, by_name_[job.name])
+            trial = work.scored(job, at[job.name])
             notebook.note(job.recipe.digest, trial, name=job.name, fingerprint=fingerprint)
             done.append(SweepPoint(job.name, job.out, fingerprint, trial))
             _tidy(done, keep)
     ranked = _ranked(done, seen.names)
     if keep is Keep.BEST and not ranked[0].out.is_dir():
-        best = with_parameters(parsed, ranked[0].point)
-        work.merged([Job(best, ranked[0].out, ranked[0].name)])
-    progress("points", len(places), len(places))
+        work.merged([jobs[ranked[0].name]])
+    progress("points", len(jobs), len(jobs))
     return Sweep(tuple(ranked), bool(how.by))
 
 
@@ -262,8 +258,8 @@ def sweep(
 class _Work:
     """What is done for each point."""
 
-    out: Path
     how: Measuring
+    evaluators: Assigned
     book: Registry
     host: PluginHost
     threads: int | None
@@ -296,31 +292,31 @@ class _Work:
                 found = Result(name or self.how.name, "score", value)
                 enter(self.book, job.name, found, self.how.name, None, replace_=True)
             return Trial(point, values)
-        results = []
-        for evaluator, tasks in self._evaluators():
-            conduct = replace(
-                self.how.conduct, tick=lambda stage, done, total: self.progress(stage, done, total)
-            )
-            for result in evaluator.evaluate(job.out, tasks, conduct):
-                enter(self.book, job.name, result, evaluator.name, evaluator.version, replace_=True)
-                results.append(result)
-        named = by_name(results)
+        conduct = replace(self.how.conduct, tick=self.progress)
+        made = measured(self.book, job.name, job.out, self.evaluators, conduct)
+        named = by_name(result for result, _ in made)
         return Trial(
             point,
-            {n: r.value if r.higher_is_better else -r.value for n, r in named.items()},
+            {n: merit(r) for n, r in named.items()},
             {n: r.stderr for n, r in named.items() if r.stderr is not None},
         )
-
-    def _evaluators(self) -> list[Any]:
-        if not self.how.tasks:
-            return []
-        return list(assigned(self.how.tasks, self.how.evaluator, self.host))
 
 
 def _keep(keep: Keep | str) -> Keep:
     if keep not in list(Keep):
         raise ConfigError(f"no such keep {keep!r}: choose one of {', '.join(Keep)}")
     return Keep(keep)
+
+
+def _recalled(
+    notebook: Notebook, jobs: Iterable[Job], at: Mapping[str, Point], keep: Keep
+) -> Iterator[SweepPoint]:
+    """Yield the points that are done: noted, and in their folder if all are to stay."""
+    for job in jobs:
+        known = notebook.recall(job.recipe.digest)
+        if known and (keep is not Keep.ALL or job.out.is_dir()):
+            trial = Trial(at[job.name], known["values"], known.get("errors", {}))
+            yield SweepPoint(job.name, job.out, known["fingerprint"], trial)
 
 
 def _tidy(done: Sequence[SweepPoint], keep: Keep) -> None:
@@ -348,10 +344,3 @@ def _slug(point: Point) -> str:
     """Return a point as a folder is called."""
     text = ",".join(f"{name}={value}" for name, value in point.items())
     return "".join(c if c.isalnum() or c in "=.,_-+" else "_" for c in text)
-
-
-def _existing(folder: Path) -> Path:
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return place
