@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,21 @@ _READABLE = 200
 #: maps of smaller numbers show more places
 _LARGE = 0.1
 _NAN = float("nan")
+_ENDINGS = (".png", ".svg", ".pdf", ".jpg", ".webp")
 #: what an SVG does not say of itself: when it was made, and links to vocabularies
 _SILENT = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+
+
+def check(path: Path | None) -> None:
+    """Refuse a chart that could not be drawn, before the work for it.
+
+    Raises:
+        ConfigError: matplotlib is missing, or the file's ending names no format.
+    """
+    if find_spec("matplotlib") is None:
+        raise ConfigError("a plot needs matplotlib: pip install 'omnireg[plots]'")
+    if path is not None and path.suffix.lower() not in _ENDINGS:
+        raise ConfigError(f"{path}: name a file that ends in one of {', '.join(_ENDINGS)}")
 
 
 @contextmanager
@@ -34,11 +48,10 @@ def chart(path: Any, width: float, height: float, panels: int = 1) -> Iterator[l
     Raises:
         ConfigError: matplotlib is missing, or the file cannot be written.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as exc:
-        raise ConfigError("a plot needs matplotlib: pip install 'omnireg[plots]'") from exc
+    check(path if isinstance(path, Path) else None)
+    import matplotlib
+    from matplotlib.figure import Figure
+
     # equal content is equal bytes
     with matplotlib.rc_context({"svg.hashsalt": "omnireg", "svg.fonttype": "path"}):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -49,8 +62,8 @@ def chart(path: Any, width: float, height: float, panels: int = 1) -> Iterator[l
                 figure.savefig(path, dpi=150, metadata=_SILENT if path.suffix == ".svg" else None)
             else:
                 figure.savefig(path, format="svg", metadata=_SILENT)
-        except (OSError, ValueError) as exc:
-            raise ConfigError(f"cannot write {path}: {exc}; try a name that ends in .png") from exc
+        except OSError as exc:
+            raise ConfigError(f"cannot write {path}: {exc.strerror or exc}") from exc
 
 
 def heat_map(

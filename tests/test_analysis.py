@@ -431,6 +431,9 @@ def test_heads_from_the_command_line(run: Run, tmp_path: Path) -> None:
     assert (analysis.setup["mask"], analysis.setup["n"]) == ("zero", len(digits[::20]))
     again = json.loads(run("analyze", "heads", "--logits", tmp_path / "kept", "--json").out)
     assert [h["kl_true"] for h in again["heads"]] == [h["kl_true"] for h in shown["heads"]]
+    costly = min(shown["heads"], key=lambda h: h["accuracy"])
+    told = run("report", "image").out
+    assert f"head {costly['head']} of layer 0 costs most accuracy" in told
     common = ("analyze", "heads", "image", "--probe", file, "--no-chat-template")
     assert "no layer 9" in run(*common, "--layer", 9).err
     assert "no mask 'half'" in run(*common, "--mask", "half").err

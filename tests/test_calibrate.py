@@ -224,7 +224,7 @@ def test_mistakes_are_told(tmp_path: Path, run: Run) -> None:
     (tmp_path / "mmer.yml").write_text(TEXT)
     small = ("--grid", "density=0.3", "--grid", "scale=1", "--grid", "mask_lambda=0.5")
     for command, said in (
-        ("no-such-program", "cannot run"),
+        ("no-such-program", "no program 'no-such-program'"),
         ("python -c 'raise SystemExit(3)'", "failed with 3"),
         ("echo well", "print a number"),
         ("'unclosed", "--score-command"),
@@ -239,7 +239,7 @@ def test_mistakes_are_told(tmp_path: Path, run: Run) -> None:
         nowhere = run("mmer", "calibrate", "mmer.yml", option, "nowhere/file")
         assert "make it first" in nowhere.err
     other = run("mmer", "calibrate", "mmer.yml", "--grid", "scale=1,2", "--plot", "x.nonsense")
-    assert "cannot write x.nonsense" in other.err
+    assert "ends in one of .png" in other.err
 
 
 def test_sampling_takes_even_pieces() -> None:

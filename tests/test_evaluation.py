@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -563,12 +565,18 @@ def test_what_was_measured_is_kept_when_a_later_task_fails(
 
 def test_files_that_changed_are_not_measured(run: Run, tmp_path: Path) -> None:
     """A score belongs to the weights that were recorded, not to whatever lies there now."""
-    shutil.copytree(story.FAMILY / "base", tmp_path / "m")
-    assert run("add", tmp_path / "m").code == 0
+    shutil.copytree(story.FAMILY / "image", tmp_path / "m")
+    added = run("add", tmp_path / "m", "--parent", story.FAMILY / "base")
+    assert added.code == 0, added.err
     (tmp_path / "i.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
-    shutil.copy(story.FAMILY / "image" / "model.safetensors", tmp_path / "m")
+    shutil.copy(story.FAMILY / "video" / "model.safetensors", tmp_path / "m")
     changed = run("eval", "m", "--tasks", tmp_path / "i.jsonl")
     assert changed.code == 1
     assert "holds other weights" in changed.err
+    (advice,) = re.findall(r"still true: omnireg (.*)", changed.err)
+    assert run(*shlex.split(advice)).code == 0
+    with Registry() as book:
+        (other,) = (c for c in book.checkpoints() if c.name.startswith("m#"))
+        assert [(p.name, p.role) for p in other.parents] == [("base", "finetuned_from")]
     shutil.rmtree(tmp_path / "m")
     assert "which is gone" in run("eval", "m", "--tasks", tmp_path / "i.jsonl").err

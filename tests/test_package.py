@@ -329,6 +329,8 @@ def test_a_package_is_planned_verified_and_recorded(here: Path, run: Run) -> Non
     other = here / "elsewhere.db"
     assert run("--registry", other, "add", "image").code == 0
     assert run("--registry", other, "add", "pkg", "--name", "mine").code == 0
+    told = run("--registry", other, "add", "pkg", "--name", "m2", "--parent", "image")
+    assert "leave --parent" in told.err
     told = json.loads(run("--registry", other, "show", "mine", "--json").out)
     assert (told["kind"], told["modalities"]) == ("package", ["audio", "image", "video"])
     assert [parent["name"] for parent in told["parents"]] == ["image"]

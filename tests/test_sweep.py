@@ -186,6 +186,33 @@ def test_a_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert asked[3:] == [0.3]
 
 
+def test_scores_of_other_names_cannot_be_ranked(tmp_path: Path) -> None:
+    """A program that says something else of a later point is stopped, and what to do is said."""
+    names = iter(("image", "audio"))
+    measuring = Measuring(score=lambda folder: {next(names): 0.5}, name="mine")
+    with pytest.raises(EvaluationError, match=r"is about image, that of .* about audio"):
+        sweep(TEXT, GRID, tmp_path / "s", measuring=measuring, book=Registry(tmp_path / "r.db"))
+
+
+def test_an_interrupted_sweep_says_so_in_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No reason is the name of a Python exception; running again finishes."""
+    entered = merging._complete
+
+    def interrupted(planned: Any, output: Any, folder: Path, how: Any) -> None:
+        raise KeyboardInterrupt
+
+    book = Registry(tmp_path / "r.db")
+    monkeypatch.setattr(merging, "_complete", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(TEXT, GRID, tmp_path / "s", book=book)
+    reasons = sorted(str(run.error) for run in book.runs(status="failed"))
+    assert reasons == ["interrupted", *["stopped, since a merge beside it was"] * 2]
+    monkeypatch.setattr(merging, "_complete", entered)
+    assert len(sweep(TEXT, GRID, tmp_path / "s", book=book).points) == 3
+
+
 def test_only_the_best_stays_if_asked(tmp_path: Path) -> None:
     """Others are removed after they were scored; the best is merged again if it is gone."""
     measuring = Measuring(score=lambda folder: -alpha_of(folder), name="low")
@@ -217,10 +244,21 @@ def test_points_that_cannot_be_are_refused_before_anything(tmp_path: Path, run: 
         assert said in done.err
     assert "no such keep 'bset'" in run(*common, "alpha0=0.1", "--keep", "bset").err
     assert "no point is the best" in run(*common, "alpha0=0.1", "--keep", "best").err
-    both = run(*common, "alpha0=0.1", "--tasks", "a", "--score-command", "b")
-    assert "leave one out" in both.err
-    unknown = run(*common, "alpha0=0.1", "--tasks", "a", "--evaluator", "nobody")
-    assert "no evaluator 'nobody'" in unknown.err
+    for more, said in (
+        (("--tasks", "a", "--score-command", "b"), "leave one out"),
+        (("--tasks", "a", "--evaluator", "nobody"), "no evaluator 'nobody'"),
+        (("--keep", "best"), "no point is the best"),
+        (("--score-command", "no-such-program {}"), "no program 'no-such-program'"),
+        (("--score-command", " "), "no program"),
+        (("--out", "r.yml"), "r.yml is in the way"),
+        (("--plot", "curve"), "ends in one of .png"),
+        (("--plot", "none/curve.png"), "there is no folder none"),
+        (("--plot", "."), "is a folder"),
+    ):
+        for way in ((), ("--dry-run",)):
+            refused = run(*common, "alpha0=0.1", *more, *way)
+            assert refused.code == 1
+            assert said in refused.err
     assert not (tmp_path / "sweep-r").exists()
     (tmp_path / "sweep-r" / "alpha0=0.1").mkdir(parents=True)
     (tmp_path / "sweep-r" / "alpha0=0.1" / "thesis.txt").write_text("precious")
@@ -327,7 +365,7 @@ def test_half_a_line_of_a_killed_sweep_is_no_harm(tmp_path: Path) -> None:
 
 
 def test_tasks_are_read_before_anything_is_merged(run: Run, tmp_path: Path) -> None:
-    """And a file in the way of the folder is said."""
+    """Also in a dry run."""
     (tmp_path / "r.yml").write_text(TEXT)
     (tmp_path / "bad.jsonl").write_text('{"promt": "a", "answer": "b"}\n')
     (tmp_path / "good.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
@@ -335,12 +373,10 @@ def test_tasks_are_read_before_anything_is_merged(run: Run, tmp_path: Path) -> N
     bad = run(*common, "--tasks", "bad.jsonl")
     assert bad.code == 1
     assert "did you mean 'prompt'" in bad.err
+    assert run(*common, "--tasks", "bad.jsonl", "--dry-run").err == bad.err
     shots = run(*common, "--tasks", "good.jsonl", "--n-shot", "2")
     assert "take no examples" in shots.err
     assert not (tmp_path / "sweep-r").exists()
-    in_the_way = run(*common, "--out", "r.yml")
-    assert in_the_way.code == 1
-    assert "cannot make the folder" in in_the_way.err
 
 
 # The page on a checkpoint
@@ -416,7 +452,9 @@ def test_the_page_in_every_form(told: Registry, run: Run, tmp_path: Path) -> Non
     done = run("report", "merge", "--format", "html", "--out", tmp_path / "r.html")
     assert done.code == 0, done.err
     html = (tmp_path / "r.html").read_text("utf-8")
-    assert "<svg" in html
+    assert "<title>Lineage of merge</title>" in html
+    assert "flowchart" not in html
+    assert html.count("<svg") == 2
     assert "&lt;me&gt;" in html
     assert "<me>" not in html
     assert "http" not in html.replace("http://www.w3.org", "").replace("https://www.w3", "")
@@ -427,6 +465,7 @@ def test_the_page_in_every_form(told: Registry, run: Run, tmp_path: Path) -> Non
     assert set(shown) == {
         "checkpoint", "scores", "against", "signatures", "analyses", "lineage",
     }  # fmt: skip
+    assert shown["lineage"].startswith("flowchart TD")
     alone = run("report", "base")
     assert alone.code == 0
     nothing = run("report", "nobody")
@@ -446,12 +485,12 @@ class Balance(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         """Open a tag."""
-        if tag not in ("meta", "path", "use", "br"):
+        if tag not in ("meta", "path", "use", "br", "rect"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         """Close it."""
-        if tag not in ("path", "use"):
+        if tag not in ("path", "use", "rect"):
             assert self.open.pop() == tag
 
 

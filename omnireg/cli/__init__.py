@@ -87,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.addLevelName(logging.WARNING, "warning")
+    # of an interrupt amid a transaction it would print a traceback; the transaction is taken back
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     try:
         code = cli.main(args=arguments, obj=settings, standalone_mode=False)
     except click.ClickException as exc:

@@ -7,7 +7,7 @@ import click
 
 from omnireg.cli.output import (
     Settings,
-    check_folders,
+    check_files,
     common_options,
     hint,
     print_json,
@@ -17,11 +17,13 @@ from omnireg.cli.output import (
 from omnireg.errors import ConfigError, EvaluationError, to_type
 
 if TYPE_CHECKING:
-    from omnireg.analysis.salience import Salience
+    from collections.abc import Sequence
+
+    from omnireg.analysis.salience import Head, Salience
     from omnireg.analysis.shift import Shift
 
 _FILE = click.Path(path_type=Path)
-_SHOWN = 10
+_SHOWN, _COSTLY = 10, 5
 
 
 @click.group("analyze")
@@ -47,7 +49,7 @@ def shift_command(
     """
     from omnireg.workflows.analysing import record_shift
 
-    check_folders(plot)
+    check_files(plot=plot)
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
         found, recorded = record_shift(
             book, base, models, threads=threads,
@@ -140,7 +142,7 @@ def heads_command(
     Heads that were asked before are not asked again, so it can be stopped and goes on. With
     --logits DIR the figures are computed from original.jsonl and layerLL-headHH.jsonl.
     """
-    check_folders(plot)
+    check_files(plot=plot)
     recorded = True
     if logits is not None:
         from omnireg.analysis.salience import from_logits
@@ -180,12 +182,21 @@ def _print_heads(found: "Salience", kl: str) -> None:
         )
     by = (lambda h: -h.kl_true) if kl == "true" else (lambda h: h.kl_lm_extend)
     heads = sorted(found.heads, key=by)[:_SHOWN]
+    _print_some(heads)
+    click.echo(f"\nthe {len(heads)} heads of {len(found.heads)} that change answers most")
+    if found.accuracy is not None:
+        click.echo()
+        costly = sorted(found.heads, key=lambda h: h.accuracy or 0.0)[:_COSTLY]
+        _print_some(costly)
+        click.echo(f"\nthe {len(costly)} that cost most accuracy")
+
+
+def _print_some(heads: "Sequence[Head]") -> None:
     columns = ("layer", "head", "accuracy", "prob_accuracy", "KL (true)", "KL (lm-extend)")
     print_table(
         columns,
         [(h.layer, h.head, h.accuracy, h.prob_accuracy, h.kl_true, h.kl_lm_extend) for h in heads],
     )
-    click.echo(f"\nthe {len(heads)} heads of {len(found.heads)} whose loss changes most")
 
 
 def _draw_heads(found: "Salience", kl: str, path: Path) -> None:
@@ -226,7 +237,7 @@ def tsne_command(
     """Place each MODEL by how far every one of its tensors is from REF: one point each."""
     from omnireg.workflows.analysing import record_map
 
-    check_folders(plot)
+    check_files(plot=plot)
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
         found, recorded = record_map(
             book, models, reference, method=method, seed=seed, threads=threads,

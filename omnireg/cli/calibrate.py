@@ -8,7 +8,7 @@ import click
 from omnireg.cli.evaluate import conduct_of, conduct_options, listed
 from omnireg.cli.output import (
     Settings,
-    check_folders,
+    check_files,
     common_options,
     hint,
     print_json,
@@ -76,7 +76,7 @@ def calibrate_command(
 
     if out is not None and out.exists():
         raise ConfigError(f"{out} exists; choose another file for the recipe")
-    check_folders(out, plot, surface)
+    check_files(out, surface, plot=plot)
     with progress_bar(settings.quiet) as progress:
         found = calibrate(
             config,
@@ -125,6 +125,5 @@ def score_of(
     if by_command := command_score(command, tasks):
         return by_command
     if tasks:
-        conduct = conduct_of(how, lambda stage, done, total: None)
-        return scorer(listed(tasks), evaluator, conduct)
+        return scorer(listed(tasks), evaluator, conduct_of(how))
     return None

@@ -146,7 +146,7 @@ def _print_record(record: "Checkpoint", run: "Run | None") -> None:
 @click.option(
     "--format",
     "drawing",
-    type=click.Choice(["tree", "mermaid", "dot", "json"]),
+    type=click.Choice(["tree", "mermaid", "dot", "svg", "json"]),
     default="tree",
     show_default=True,
     help="How to draw it.",

@@ -52,7 +52,9 @@ def conduct_options(command: F) -> F:
     return command
 
 
-def conduct_of(how: dict[str, Any], tick: Callable[[str, int, int], None]) -> "Conduct":
+def conduct_of(
+    how: dict[str, Any], tick: Callable[[str, int, int], None] = lambda stage, done, total: None
+) -> "Conduct":
     """Return how something is measured, from the options."""
     from omnireg.hookspecs import Conduct
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from omnireg import plots
 from omnireg.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -115,15 +116,19 @@ class DefaultGroup(click.Group):
         return super().parse_args(ctx, args)
 
 
-def check_folders(*files: Path | None) -> None:
+def check_files(*files: Path | None, plot: Path | None = None) -> None:
     """Refuse files that could not be written, before the work.
 
     Raises:
-        ConfigError: the folder of one is not there.
+        ConfigError: the folder of one is not there, or the plot cannot be drawn.
     """
-    for file in files:
-        if file is not None and not file.absolute().parent.is_dir():
+    for file in filter(None, (*files, plot)):
+        if not file.absolute().parent.is_dir():
             raise ConfigError(f"there is no folder {file.parent} for {file.name}; make it first")
+        if file.is_dir():
+            raise ConfigError(f"{file} is a folder; name a file")
+    if plot is not None:
+        plots.check(plot)
 
 
 def print_json(value: Any) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from omnireg.cli.output import Settings, check_folders, common_options, hint, print_json
+from omnireg.cli.output import Settings, check_files, common_options, hint, print_json
 
 _FILE = click.Path(path_type=Path)
 
@@ -15,7 +15,7 @@ _FILE = click.Path(path_type=Path)
               show_default=True, help="Markdown, or one HTML file.")  # fmt: skip
 @click.option("--out", type=_FILE, help="Write it here [default: stdout].")
 @click.option("--plot", type=_FILE, help="Draw retention by ability here.")
-@click.option("--source", help="Only scores whose source holds this text.")
+@click.option("--source", help="Only scores whose source, or evaluator, holds this text.")
 @common_options
 @click.pass_obj
 def report_command(
@@ -29,7 +29,7 @@ def report_command(
     """
     from omnireg.workflows.reporting import report, write
 
-    check_folders(plot, out)
+    check_files(out, plot=plot)
     with settings.open_registry() as book:
         found = report(book, name, source=source)
     text = write(found, out, form, plot)

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ def command_score(command: str | None, tasks: str | None) -> Scorer | None:
         words = shlex.split(command)
     except ValueError as exc:
         raise ConfigError(f"--score-command: {exc}") from exc
+    if not words or shutil.which(words[0]) is None:
+        raise ConfigError(f"--score-command: no program {' '.join(words[:1])!r}; give its path")
     if not any("{}" in word for word in words):
         words.append("{}")
 

@@ -60,7 +60,7 @@ def print_scores(found: "Sequence[Score]") -> None:
             score.stderr,
             f"{score.n} (partial)" if score.partial else score.n,
             "higher" if score.higher_is_better else "lower",
-            score.source or _evaluator(score),
+            score.measured_by,
         )
         for score in found
     ]
@@ -81,11 +81,6 @@ def _apart(score: "Score", among: "Sequence[Score]") -> str:
     mine = score.setup or {}
     told = [k for k in mine if any(other.get(k) != mine[k] for other in alike)]
     return ", ".join(f"{key} {str(mine[key])[:12]}" for key in told)
-
-
-def _evaluator(score: "Score") -> str | None:
-    said = " ".join(filter(None, (score.evaluator, score.evaluator_version)))
-    return said or None
 
 
 @scores_command.command("add", context_settings={"ignore_unknown_options": True})

@@ -35,7 +35,7 @@ def leaderboard_command(settings: Settings, benchmark: str, metric: str | None, 
 @click.argument("names", nargs=-1, required=True, metavar="NAME…")
 @click.option("--against", required=True, metavar="REF", help="The reference.")
 @click.option("--benchmark", "benchmarks", multiple=True, help="Only this one; may be repeated.")
-@click.option("--source", help="Only scores whose source holds this text.")
+@click.option("--source", help="Only scores whose source, or evaluator, holds this text.")
 @common_options
 @click.pass_obj
 def compare_command(

@@ -8,7 +8,7 @@ import click
 from omnireg.cli.evaluate import conduct_of, conduct_options, listed
 from omnireg.cli.output import (
     Settings,
-    check_folders,
+    check_files,
     common_options,
     hint,
     print_json,
@@ -58,19 +58,21 @@ def sweep_command(
     from omnireg.workflows import parse_grid
     from omnireg.workflows.sweeping import Measuring, preview, sweep
 
-    check_folders(plot)
+    check_files(plot=plot)
     command = command_score(score_command, tasks)
     place = out or Path(f"sweep-{config.stem}")
     values = parse_grid(grid)
+    measuring = Measuring(
+        listed(tasks), evaluator, conduct_of(how), command, score_command or "score"
+    )
     if dry_run:
-        seen = preview(config, values, place, prefix=prefix, keep=keep, together=together)
+        seen = preview(
+            config, values, place, prefix=prefix, keep=keep, together=together,
+            measuring=measuring,
+        )  # fmt: skip
         _show_preview(settings, seen)
         return
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
-        measuring = Measuring(
-            listed(tasks), evaluator, conduct_of(how, progress),
-            command, score_command or "score",
-        )  # fmt: skip
         found = sweep(
             config, values, place, measuring=measuring, book=book, prefix=prefix, keep=keep,
             together=together, threads=threads, progress=progress,

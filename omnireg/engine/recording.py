@@ -1,7 +1,7 @@
 """What goes into the registry: a checkpoint as it lies on disk, and a run from start to end."""
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from omnireg.alignment import LanguageModel
@@ -45,8 +45,8 @@ def add(
     *,
     name: str | None = None,
     kind: str | None = None,
-    parents: Iterable[str] = (),
-    modalities: Iterable[str] = (),
+    parents: Sequence[str] = (),
+    modalities: Sequence[str] = (),
 ) -> Record:
     """Record a folder or a Hub checkpoint, with what its class and its files say of it.
 
@@ -63,6 +63,11 @@ def add(
     if is_package(Path(ref)):
         if kind not in (None, Kind.PACKAGE):
             raise RegistryError(f"{ref} is a package, not {kind}: leave --kind out")
+        if parents or modalities:
+            raise RegistryError(
+                f"{ref} is a package and says itself what is in it: leave --parent and --modality"
+                " out"
+            )
         return _record_package(book, Package(ref), name)
     checkpoint = open_checkpoint(ref, weights=False)
     if not checkpoint.remote:
@@ -139,9 +144,18 @@ def files_of(record: Record) -> Path:
     if record.fingerprint and found != record.fingerprint:
         raise CheckpointError(
             f"{place} holds other weights ({found[:12]}) than were recorded as {record.name}"
-            f" ({record.fingerprint[:12]}); record them under another name: omnireg add {place}"
+            f" ({record.fingerprint[:12]}); record them under another name, with its parents if"
+            f" they are still true: {_adding(record, place)}"
         )
     return place
+
+
+def _adding(record: Record, place: Path) -> str:
+    """Return what records other weights in the place of a checkpoint."""
+    if record.kind is Kind.PACKAGE:
+        return to_type("add", place)
+    parents = [f"--parent={parent.name}={parent.role}" for parent in record.parents]
+    return to_type("add", place, "--kind", record.kind, *parents)
 
 
 def default_name(book: Registry, checkpoint: Checkpoint) -> str:
@@ -322,7 +336,15 @@ def _record_input(book: Registry, model: LanguageModel, base: str | None) -> str
 
 def fail(book: Registry, run_id: int, exc: BaseException) -> None:
     """Record why a run stopped; the error itself is the caller's to raise."""
-    reason = str(exc) if isinstance(exc, OmniregError) else f"{type(exc).__name__}: {exc}"
+    match exc:
+        case OmniregError():
+            reason = str(exc)
+        case KeyboardInterrupt():
+            reason = "interrupted"
+        case GeneratorExit():
+            reason = "stopped, since a merge beside it was"
+        case _:
+            reason = f"{type(exc).__name__}: {exc}"
     try:
         book.fail_run(run_id, reason)
     except RegistryError:

@@ -209,7 +209,7 @@ def compare(
         scores: the scores of each, and of the reference.
         against: the reference.
         benchmarks: those to look at; all of the reference's when empty.
-        source: look at scores from this source alone.
+        source: look at scores alone whose source, or the program that measured them, holds this.
     """
     wanted = set(benchmarks)
     grouped = {name: _grouped(scores[name], wanted, source) for name in (*names, against)}
@@ -229,7 +229,7 @@ def _grouped(
     for score in scores:
         if benchmarks and score.benchmark not in benchmarks:
             continue
-        if source is not None and (score.source is None or source not in score.source):
+        if source is not None and source not in score.measured_by:
             continue
         key = (score.benchmark, score.metric, score.filter, score.n_shot, score.split)
         found.setdefault(key, []).append(score)

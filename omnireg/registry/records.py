@@ -158,6 +158,12 @@ class Score:
     partial: bool = False
     details: Mapping[str, Any] | None = None
 
+    @property
+    def measured_by(self) -> str:
+        """Where the value comes from: its source, else the program that measured it."""
+        program = " ".join(filter(None, (self.evaluator, self.evaluator_version)))
+        return self.source or program
+
     def to_json(self) -> dict[str, Any]:
         """Return the score as the JSON object of `scores`."""
         return {

@@ -1,10 +1,11 @@
-"""Drawings of a family: a tree for the terminal, Mermaid and Graphviz for documents."""
+"""Drawings of a family: a tree for the terminal, Mermaid, Graphviz and SVG for documents."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 
 from omnireg.registry.lineage import Edge, Lineage, Node
+from omnireg.registry.picture import picture, relation
 
 _MERMAID_ESCAPES = str.maketrans(
     {mark: f"#{ord(mark)};" for mark in '#"&<>`;\\'},
@@ -18,11 +19,13 @@ class Drawing(StrEnum):
     TREE = "tree"
     MERMAID = "mermaid"
     DOT = "dot"
+    SVG = "svg"
 
 
 def render(lineage: Lineage, drawing: Drawing) -> str:
     """Return the drawing of a family, without a newline at its end."""
-    return {Drawing.TREE: tree, Drawing.MERMAID: mermaid, Drawing.DOT: dot}[drawing](lineage)
+    drawings = {Drawing.TREE: tree, Drawing.MERMAID: mermaid, Drawing.DOT: dot, Drawing.SVG: svg}
+    return drawings[drawing](lineage)
 
 
 def tree(lineage: Lineage) -> str:
@@ -47,7 +50,7 @@ def mermaid(lineage: Lineage) -> str:
         caption = "<br/>".join(part.translate(_MERMAID_ESCAPES) for part in _caption(node))
         lines.append(f'    {ids[node.name]}["{caption}"]')
     lines += [
-        f'    {ids[edge.parent]} -->|"{_relation(edge)}"| {ids[edge.child]}'
+        f'    {ids[edge.parent]} -->|"{relation(edge)}"| {ids[edge.child]}'
         for edge in lineage.edges
     ]
     return "\n".join(lines)
@@ -61,10 +64,15 @@ def dot(lineage: Lineage) -> str:
         caption = "\\n".join(part.translate(_DOT_ESCAPES) for part in _caption(node))
         lines.append(f'    {ids[node.name]} [label="{caption}"];')
     lines += [
-        f'    {ids[edge.parent]} -> {ids[edge.child]} [label="{_relation(edge)}"];'
+        f'    {ids[edge.parent]} -> {ids[edge.child]} [label="{relation(edge)}"];'
         for edge in lineage.edges
     ]
     return "\n".join([*lines, "}"])
+
+
+def svg(lineage: Lineage) -> str:
+    """Return a picture, parents above their children."""
+    return picture(lineage, {node.name: _caption(node) for node in lineage.nodes})
 
 
 def _branches(
@@ -80,7 +88,7 @@ def _branches(
         edge, fork, indent = pending.pop()
         name = end(edge)
         again = name in opened and name in edges
-        lines.append(f"{fork}{_relation(edge)}: {_describe(nodes[name])}{' …' * again}")
+        lines.append(f"{fork}{relation(edge)}: {_describe(nodes[name])}{' …' * again}")
         if not again:
             opened.add(name)
             pending += _below(edges.get(name, ()), indent)
@@ -102,7 +110,3 @@ def _describe(node: Node) -> str:
 
 def _caption(node: Node) -> list[str]:
     return [node.name, str(node.kind), *([node.fingerprint[:8]] if node.fingerprint else [])]
-
-
-def _relation(edge: Edge) -> str:
-    return str(edge.role) if edge.weight is None else f"{edge.role} ×{edge.weight:g}"

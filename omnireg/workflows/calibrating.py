@@ -18,7 +18,7 @@ from omnireg.planning import Plan, plan
 from omnireg.recipe import Recipe, as_recipe
 from omnireg.workflows.closeness import measure
 from omnireg.workflows.grid import as_yaml, points, with_parameters
-from omnireg.workflows.trials import Notebook, Score, Trial, numbers
+from omnireg.workflows.trials import Notebook, Score, Trial, check_alike, numbers
 
 LAMBDA = "mask_lambda"
 #: what is tried where neither the recipe nor the user says what
@@ -192,6 +192,7 @@ def _by_score(
             out = Path(folder) / "package"
             merge(made, out, record=False, host=host)
             trials.append(Trial(point, numbers(score(out))))
+        check_alike(trials)
         book.note(made.digest, trials[-1])
     progress("scoring", len(settings), len(settings))
     return trials

@@ -171,7 +171,8 @@ def scorer(
             for each, own in chosen
             for result in each.evaluate(folder, own, conduct or Conduct())
         )
-        return {name: merit(result) for name, result in by_name(results).items()}
+        named = _by_modality(first_of_each(results))
+        return {name: merit(result) for name, result in named.items()}
 
     return score
 
@@ -181,13 +182,16 @@ def merit(result: Result) -> float:
     return result.value if result.higher_is_better else -result.value
 
 
-def by_name(results: Iterable[Result]) -> dict[str, Result]:
-    """Return the first result of each benchmark, by modality where all differ in it."""
+def first_of_each(results: Iterable[Result]) -> dict[str, Result]:
+    """Return the first result of each benchmark."""
     first: dict[str, Result] = {}
     for result in results:
         first.setdefault(result.benchmark, result)
-    senses = [result.modality for result in first.values()]
+    return first
+
+
+def _by_modality(results: Mapping[str, Result]) -> Mapping[str, Result]:
+    """Return results by modality where all differ in it, else as they are."""
+    senses = [result.modality for result in results.values()]
     distinct = None not in senses and len(set(senses)) == len(senses)
-    return {
-        str(result.modality) if distinct else result.benchmark: result for result in first.values()
-    }
+    return {str(r.modality): r for r in results.values()} if distinct else results

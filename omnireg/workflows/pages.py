@@ -47,18 +47,19 @@ class Code:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart as SVG, and the file it also lies in, for Markdown to point to."""
+    """A picture as SVG, and what Markdown has instead: a file to point to, or the source."""
 
     svg: str
-    file: str | None
     title: str
+    file: str | None = None
+    source: Code | None = None
 
 
 Block = Heading | Text | Table | Code | Drawing
 
 
 def as_markdown(blocks: Sequence[Block]) -> str:
-    """Return the page as Markdown; a drawing that lies in no file is left out."""
+    """Return the page as Markdown; a drawing with neither file nor source is left out."""
     return "\n\n".join(filter(None, map(_markdown, blocks))) + "\n"
 
 
@@ -81,7 +82,9 @@ def _markdown(block: Block) -> str:
         case Code():
             return f"```{block.language}\n{block.text.rstrip()}\n```"
         case Drawing():
-            return f"![{block.title}]({block.file})" if block.file else ""
+            if block.file:
+                return f"![{block.title}]({block.file})"
+            return _markdown(block.source) if block.source else ""
         case Table():
             head = [_row(block.columns), _row(["---"] * len(block.columns))]
             return "\n".join([*head, *map(_row, block.rows)])

@@ -16,6 +16,7 @@ from omnireg.registry import (
     Checkpoint,
     Comparison,
     Kind,
+    Lineage,
     Registry,
     Role,
     Row,
@@ -106,7 +107,7 @@ class Report:
         against: base, parents and siblings that share a benchmark with it.
         signatures: of failure.
         analyses: of its weights and heads.
-        lineage: its ancestors, as Mermaid source.
+        lineage: its ancestors.
     """
 
     record: Checkpoint
@@ -114,7 +115,7 @@ class Report:
     against: tuple[Against, ...]
     signatures: tuple[Signature, ...]
     analyses: tuple[Analysis, ...]
-    lineage: str
+    lineage: Lineage
 
     def to_json(self) -> dict[str, Any]:
         """Return the sections of ``omnireg report --json``."""
@@ -124,7 +125,7 @@ class Report:
             "against": [each.to_json() for each in self.against],
             "signatures": [signature.to_json() for signature in self.signatures],
             "analyses": [analysis.to_json() for analysis in self.analyses],
-            "lineage": self.lineage,
+            "lineage": render(self.lineage, Diagram.MERMAID),
         }
 
     def markdown(self, chart: str | None = None) -> str:
@@ -163,7 +164,8 @@ class Report:
         yield Heading(record.name, 1)
         yield Table(("", ""), list(_facts(record)))
         yield Heading("What it was made of")
-        yield Code(self.lineage, "mermaid")
+        source = Code(render(self.lineage, Diagram.MERMAID), "mermaid")
+        yield Drawing(render(self.lineage, Diagram.SVG), "lineage", source=source)
         yield Heading("What was kept")
         if self.against:
             yield from self._kept(chart, drawn=drawn)
@@ -202,7 +204,7 @@ class Report:
             svg = BytesIO()
             try:
                 self.draw(svg)
-                yield Drawing(svg.getvalue().decode(), chart, "retention by ability")
+                yield Drawing(svg.getvalue().decode(), "retention by ability", chart)
             except ConfigError:
                 yield Text("A chart needs matplotlib: pip install 'omnireg[plots]'.")
         for each in self.against:
@@ -228,7 +230,7 @@ def report(book: Registry, name: str, *, source: str | None = None) -> Report:
     Args:
         book: the registry.
         name: the checkpoint.
-        source: look at scores from this source alone.
+        source: look at scores alone whose source, or the program that measured them, holds this.
 
     Raises:
         RegistryError: it is not recorded.
@@ -241,11 +243,11 @@ def report(book: Registry, name: str, *, source: str | None = None) -> Report:
             found.append(Against(relation, comparison, _abilities(comparison)))
     return Report(
         record,
-        tuple(s for s in book.scores(record.name) if source is None or source in (s.source or "")),
+        tuple(s for s in book.scores(record.name) if source is None or source in s.measured_by),
         tuple(found),
         tuple(book.check_scores(record.name)),
         tuple(book.analyses(record.name)),
-        render(book.lineage(record.name, direction="up", depth=3), Diagram.MERMAID),
+        book.lineage(record.name, direction="up", depth=3),
     )
 
 
@@ -362,7 +364,7 @@ def _score_table(scores: Sequence[Score]) -> Table:
             (
                 s.benchmark, s.metric + (f" ({s.filter})" if s.filter else ""), s.value, s.stderr,
                 f"{s.n} (partial)" if s.partial else s.n, s.n_shot,
-                s.source or " ".join(filter(None, (s.evaluator, s.evaluator_version))),
+                s.measured_by,
             )
             for s in scores
         ],
@@ -383,6 +385,12 @@ def _found(analysis: Analysis) -> tuple[str, str | None, str]:
                 f"{len(result['heads'])} heads; masking head {top['head']} of layer"
                 f" {top['layer']} changes answers most (KL {top['kl_true']:.4g})"
             )
+            if result["accuracy"] is not None:
+                costly = min(result["heads"], key=lambda head: head["accuracy"])
+                said += (
+                    f", head {costly['head']} of layer {costly['layer']} costs most accuracy"
+                    f" ({result['accuracy']:.4g} → {costly['accuracy']:.4g})"
+                )
         case "tsne":
             said = f"at ({result['x']:.4g}, {result['y']:.4g})"
         case _:

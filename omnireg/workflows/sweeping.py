@@ -1,5 +1,6 @@
 """A grid of merges: each point is merged, measured, recorded with its lineage, and ranked."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,9 +20,9 @@ from omnireg.planning.output import Output as Files
 from omnireg.recipe import Recipe, as_recipe
 from omnireg.registry import Registry
 from omnireg.shards import SHARD_BYTES
-from omnireg.workflows.evaluating import Assigned, assigned, by_name, enter, measured, merit
+from omnireg.workflows.evaluating import Assigned, assigned, enter, first_of_each, measured, merit
 from omnireg.workflows.grid import Point, points, with_parameters
-from omnireg.workflows.trials import Notebook, Score, Trial, numbers
+from omnireg.workflows.trials import Notebook, Score, Trial, check_alike, numbers
 
 TRIALS = "points.jsonl"
 GENERATIVE = EVALUATOR.name
@@ -144,25 +145,32 @@ def preview(
     prefix: str | None = None,
     keep: Keep | str = Keep.ALL,
     together: int | None = None,
+    measuring: Measuring | None = None,
     plugins: PluginHost | None = None,
 ) -> Preview:
     """Check every point of a sweep, from headers alone, and say what it would take.
 
     Raises:
-        ConfigError: no such parameter or value, or not enough room on the disk.
+        ConfigError: no such parameter or value, not enough room on the disk, or no folder can be
+            made at ``out``.
+        EvaluationError: the points cannot be measured as ``measuring`` says.
         OmniregError: the recipe's inputs do not fit together.
     """
-    keep = _keep(keep)
+    host, keep = plugins or PluginHost(), _keep(keep)
+    if measuring is not None:
+        _evaluators(measuring, keep, host)
+    place = nearest(out)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot make the folder {out}: {place} is in the way; name another")
     if not grid:
         raise ConfigError("nothing varies: give --grid P=a,b,c or --grid P=start:stop:step")
     parsed, _ = as_recipe(recipe)
     settings = list(points(grid))
-    host = plugins or PluginHost()
     plans = [plan(with_parameters(parsed, point), host) for point in settings]
     first = plans[0]
     sized = not first.planned_by_mergekit and first.shape is not Shape.PACKAGE
     size = Files(first, SHARD_BYTES).size if sized else 0
-    free = int(_SHARE * shutil.disk_usage(nearest(out)).free)
+    free = int(_SHARE * shutil.disk_usage(place).free)
     kept = 0 if keep is Keep.NONE else 1
     chosen = together or TOGETHER
     if size:
@@ -215,20 +223,12 @@ def sweep(
         OmniregError: a point could not be merged or measured; what was finished stays.
     """
     host, how, keep = plugins or PluginHost(), measuring or Measuring(), _keep(keep)
-    if not how.by and keep is not Keep.ALL:
-        raise ConfigError("without scores no point is the best; give --tasks, or keep all")
-    evaluators = assigned(how.tasks, how.evaluator, host) if how.tasks else ()
-    for evaluator, tasks in evaluators:
-        if evaluator.name == GENERATIVE:
-            read_tasks(tasks, how.conduct)  # before anything is merged
+    evaluators = _evaluators(how, keep, host)
     parsed, _ = as_recipe(recipe)
     seen = preview(
         parsed, grid, out, prefix=prefix, keep=keep, together=together, plugins=host
     )  # fmt: skip
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise ConfigError(f"cannot make the folder {out}: {exc.strerror}; name another") from exc
+    out.mkdir(parents=True, exist_ok=True)
     work = _Work(how, evaluators, book or Registry(), host, threads, progress)
     notebook = Notebook(out / TRIALS, how.by)
     at = dict(zip(seen.names, points(grid), strict=True))
@@ -244,6 +244,7 @@ def sweep(
         batch, waiting = waiting[: seen.together], waiting[seen.together :]
         for job, fingerprint in work.merged(batch):
             trial = work.scored(job, at[job.name])
+            check_alike([*(point.trial for point in done), trial])
             notebook.note(job.recipe.digest, trial, name=job.name, fingerprint=fingerprint)
             done.append(SweepPoint(job.name, job.out, fingerprint, trial))
             _tidy(done, keep)
@@ -294,7 +295,7 @@ class _Work:
             return Trial(point, values)
         conduct = replace(self.how.conduct, tick=self.progress)
         made = measured(self.book, job.name, job.out, self.evaluators, conduct)
-        named = by_name(result for result, _ in made)
+        named = first_of_each(result for result, _ in made)
         return Trial(
             point,
             {n: merit(r) for n, r in named.items()},
@@ -306,6 +307,22 @@ def _keep(keep: Keep | str) -> Keep:
     if keep not in list(Keep):
         raise ConfigError(f"no such keep {keep!r}: choose one of {', '.join(Keep)}")
     return Keep(keep)
+
+
+def _evaluators(how: Measuring, keep: Keep, host: PluginHost) -> Assigned:
+    """Return who measures what, having read files of items, before anything is merged.
+
+    Raises:
+        ConfigError: ``keep`` asks for scores where there are none.
+        EvaluationError: no such evaluator, or items cannot be read.
+    """
+    if not how.by and keep is not Keep.ALL:
+        raise ConfigError("without scores no point is the best; give --tasks, or keep all")
+    chosen = assigned(how.tasks, how.evaluator, host) if how.tasks else ()
+    for evaluator, tasks in chosen:
+        if evaluator.name == GENERATIVE:
+            read_tasks(tasks, how.conduct)
+    return chosen
 
 
 def _recalled(

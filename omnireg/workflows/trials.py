@@ -1,7 +1,7 @@
 """Settings that were tried and what came of them, kept in a file so that a search can go on."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -48,6 +48,21 @@ def numbers(said: float | Mapping[str, float]) -> dict[str, float]:
     if not found:
         raise EvaluationError("the score is an empty object; give a number for each modality")
     return {name: float(value) for name, value in found.items()}
+
+
+def check_alike(trials: Sequence[Trial]) -> None:
+    """Refuse trials that cannot be ranked.
+
+    Raises:
+        EvaluationError: the last one's values have other names than the first one's.
+    """
+    first, last = trials[0], trials[-1]
+    if set(first.values) != set(last.values):
+        before, now = (", ".join(sorted(t.values)) or "one number" for t in (first, last))
+        raise EvaluationError(
+            f"the score of {dict(first.point)} is about {before}, that of {dict(last.point)} about"
+            f" {now}; if the program was changed, move the file of finished points away"
+        )
 
 
 class Notebook:

@@ -88,6 +88,10 @@ def test_only_what_was_measured_alike_is_compared(scored: Registry) -> None:
     (row,) = scored.compare("vision", against="base", benchmarks=["MMLU"]).rows
     assert (row.reference, row.values["vision"].value) == (66.2, 66.5)
     (row,) = scored.compare("audio", against="base", benchmarks=["MMLU"], source="t4").rows
+    for name in ("base", "audio"):
+        scored.add_score(name, "mine", 1.0, evaluator="lm-eval", evaluator_version="0.4.13")
+    (mine,) = scored.compare("audio", against="base", source="lm-eval 0.4").rows
+    assert mine.benchmark == "mine"
     assert (row.reference, row.values["audio"].value) == (50.0, 40.0)
     zero = scored.add_score("base", "zero", 0.0)
     scored.add_score("vision", zero.benchmark, 1.0)
