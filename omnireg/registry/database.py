@@ -29,6 +29,7 @@ _SAYINGS = {
     "not a database": "is not a SQLite database: choose another path",
     "unable to open": "cannot be opened: check that its folder exists and is writable",
     "readonly": "is read-only: make the file and its folder writable, or copy it elsewhere",
+    "permission denied": "refuses this to your role: ask its owner for the right to do it",
     "is full": "has no room left on its disk: free some, then try again",
     "malformed": "is damaged: restore a copy, or recover it with `sqlite3 PATH .recover`",
 }

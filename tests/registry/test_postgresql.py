@@ -1,11 +1,13 @@
 """What is different about a registry on a PostgreSQL server."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 
 from omnireg.errors import RegistryError
 from omnireg.registry import Parent, Registry, schema
@@ -60,3 +62,29 @@ def test_a_merge_is_recorded_and_found(url: str) -> None:
         with pytest.raises(RegistryError, match="'m' cannot be a parent of 'b'"):
             registry.add_checkpoint("b", kind="base", parents=[Parent("m")])
         assert registry.check() == []
+
+
+def test_a_reader_asks_and_changes_nothing(url: str) -> None:
+    """The two statements of the page on team registries are enough, and no more than enough."""
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "team-registry.md"
+    (statements,) = re.findall(r"```sql\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    with Registry(url) as registry:
+        registry.upgrade()
+        registry.add_checkpoint("b", kind="base")
+        registry.add_score("b", "MMLU", 0.5)
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(statements)
+        try:
+            as_reader = make_url(url).set(username="reader")
+            with Registry(as_reader.render_as_string(hide_password=False)) as registry:
+                assert [place.name for place in registry.leaderboard("MMLU")] == ["b"]
+                assert registry.lineage("b").root == "b"
+                assert registry.sql("SELECT name FROM v_checkpoints").rows == (("b",),)
+                assert registry.check() == []
+                assert list(registry.items())
+                with pytest.raises(RegistryError, match="refuses this to your role"):
+                    registry.add_score("b", "MMLU", 0.6, replace=True)
+        finally:
+            connection.exec_driver_sql("DROP OWNED BY reader; DROP ROLE reader")
+    engine.dispose()
