@@ -134,7 +134,8 @@ class Sense:
     """How a host takes in one modality.
 
     Attributes:
-        placeholder: config keys, first match wins, that hold the id of the placeholder token.
+        placeholder: config keys, first match wins, that hold the id of the placeholder token;
+            none where media stand for no token, and the host runs in code of its own alone.
         argument: what the host's processor calls its media: ``images``, ``audio``, ``videos``.
     """
 

@@ -1,7 +1,8 @@
 """The model classes omnireg knows out of the box, declared through the public hook.
 
 Facts about where each class keeps its language model were checked by saving tiny models with
-transformers 5.23 in its current and its older on-disk layouts.
+transformers 5.23 in its current and its older on-disk layouts. Of the classes of LLaVA's own code,
+which transformers does not have, they were read from that code.
 """
 
 from omnireg.hookspecs import HostLayout, RegisterHost, Sense, hookimpl
@@ -25,7 +26,31 @@ _TOWER = (
     "model.multi_modal_projector.*",
 )  # fmt: skip
 
+#: the same in LLaVA's own code, whose placeholder is no token: it stands for −200
+_OWN_TOWER = (
+    "model.vision_tower.*", "model.vision_resampler.*", "model.mm_projector.*",
+    "model.image_newline", "model.faster_token",
+)  # fmt: skip
+
 HOSTS = (
+    HostLayout(
+        ("LlavaQwenForCausalLM",),
+        {"image": Sense((), "images"), "video": Sense((), "videos")},
+        _OWN_TOWER,
+        text_architecture="Qwen2ForCausalLM",
+    ),
+    HostLayout(
+        ("LlavaLlamaForCausalLM",),
+        {"image": Sense((), "images")},
+        _OWN_TOWER,
+        text_architecture="LlamaForCausalLM",
+    ),
+    HostLayout(
+        ("LlavaMistralForCausalLM",),
+        {"image": Sense((), "images")},
+        _OWN_TOWER,
+        text_architecture="MistralForCausalLM",
+    ),
     HostLayout(("LlavaForConditionalGeneration",), {"image": _IMAGE}, _TOWER),
     HostLayout(
         ("LlavaNextForConditionalGeneration",),

@@ -270,7 +270,7 @@ def write_text_config(
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     with quiet():
-        text = _text_config(checkpoint)
+        text = _text_config(checkpoint, text_architecture)
         name = text_architecture or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type)
         if not name:
             raise PlanError(
@@ -292,10 +292,15 @@ def write_text_config(
     (folder / "config.json").write_text(written, encoding="utf-8")
 
 
-def _text_config(checkpoint: Checkpoint) -> Any:
+def _text_config(checkpoint: Checkpoint, text_architecture: str) -> Any:
     import transformers
 
     with config_errors(checkpoint):
+        if checkpoint.config.get("model_type") not in transformers.CONFIG_MAPPING and (
+            text := getattr(transformers, text_architecture, None)
+        ):
+            # a class of other code that adds keys to the text class's config
+            return text.config_class.from_dict(checkpoint.config)
         # code beside the weights is never run
         config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     return config.get_text_config()

@@ -8,13 +8,24 @@ import torch
 import transformers
 
 from omnireg.alignment import EMBEDDING, HEAD, LanguageModel, align, find_language_model
-from omnireg.backbone import extract, graft
+from omnireg.backbone import Report, extract, graft
 from omnireg.checkpoint import Checkpoint, open_checkpoint
 from omnireg.errors import PlanError
 from omnireg.hookspecs import HostLayout
 from omnireg.layouts import HOSTS, TEXT
 from omnireg.loading import check_complete
-from zoo import HOST_HOUSES, HOUSES, SPECIES, WIDTH, Zoo, load, perturbed, put_text, read_weights
+from zoo import (
+    HOST_HOUSES,
+    HOUSES,
+    SPECIES,
+    WIDTH,
+    Zoo,
+    in_llava_code,
+    load,
+    perturbed,
+    put_text,
+    read_weights,
+)
 
 LAYOUTS = {name: layout for layout in (TEXT, *HOSTS) for name in layout.architectures}
 SHARED = 265  # ids below it are the base's tokens; hosts put five placeholders after them
@@ -335,3 +346,23 @@ def test_class_declared_by_a_plugin_is_extracted_and_grafted(zoo: Zoo, tmp_path:
     weights = tmp_path / "host" / "model.safetensors"
     assert weights.read_bytes() == (folder / "model.safetensors").read_bytes()
     assert extract(model, tmp_path / "into", base=found(zoo("LlamaForCausalLM"))).absent == (HEAD,)
+
+
+def test_checkpoints_of_llavas_own_code_are_hosts(zoo: Zoo, tmp_path: Path) -> None:
+    """LLaVA-Video and the first LLaVA-OneVision: transformers has neither class nor config."""
+    text = zoo("Qwen2ForCausalLM")
+    folder = in_llava_code(zoo.copy(text, tmp_path / "video"))
+    host = found(folder)
+    assert (host.is_host, sorted(host.layout.senses)) == (True, ["image", "video"])
+    assert extract(host, tmp_path / "text") == Report(mapped=27, carried=4, absent=())
+    extracted, original = text_model(tmp_path / "text"), text_model(text)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(extracted(ids).logits, original(ids).logits)
+    other = retrained(text, tmp_path / "other")
+    graft(found(other), host, tmp_path / "host")
+    grafted, carried = read_weights(tmp_path / "host"), read_weights(folder)
+    for name, tensor in read_weights(other).items():
+        assert torch.equal(grafted.pop(name), tensor)
+    assert len(grafted) == 4
+    assert all(torch.equal(tensor, carried[name]) for name, tensor in grafted.items())

@@ -14,6 +14,7 @@ import omnireg
 from omnireg.demo import story
 from omnireg.registry import Registry
 from tests_support import Outcome, Run
+from zoo import Zoo, in_llava_code
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -46,6 +47,9 @@ NOT_RUN = {
     "docs/how-to/use-a-package.md": {
         "mmer calibrate omni.yml --grid mask_lambda": "files of the reader's; see test_calibrate",
         "mmer calibrate omni.yml --grid density": "a script of the reader's; see test_calibrate",
+    },
+    "docs/how-to/merge-published-models.md": {
+        "plan with-audio.yml": "it is refused; see the test below",
     },
     "docs/index.md": {"demo": "it is what these tests begin with"},
     "docs/tutorial/omni-model.md": {"publish": "the Hub", "pull": "the Hub; see test_publish"},
@@ -168,6 +172,22 @@ def shipped(folder: Path) -> None:
     shutil.copy(ROOT / "registry.db", folder / "shipped.db")
 
 
+def published(folder: Path) -> None:
+    """Have tiny checkpoints of the classes, and under the names, of published ones."""
+    houses = Zoo(folder.parent / "zoo")
+    qwen, lmms = folder / "Qwen", folder / "lmms-lab"
+    for name, place in (
+        ("Qwen2ForCausalLM", qwen / "Qwen2-7B-Instruct"),
+        ("Qwen2VLForConditionalGeneration", qwen / "Qwen2-VL-7B-Instruct"),
+        ("Qwen2ForCausalLM", lmms / "LLaVA-Video-7B-Qwen2"),
+    ):
+        houses.copy(houses(name), place)
+    in_llava_code(lmms / "LLaVA-Video-7B-Qwen2")
+    audio = houses("Qwen2AudioForConditionalGeneration", num_hidden_layers=3, hidden_size=48)
+    houses.copy(audio, qwen / "Qwen2-Audio-7B-Instruct")
+    shipped(folder)
+
+
 #: page → which folder it begins in, and what else it finds there
 PAGES: dict[str, tuple[str, Preparation]] = {
     "README.md": ("demo", shipped),
@@ -180,6 +200,7 @@ PAGES: dict[str, tuple[str, Preparation]] = {
     "docs/how-to/evaluate.md": ("demo", nothing),
     "docs/how-to/extract-and-graft.md": ("family", merged),
     "docs/how-to/merge-hosts.md": ("family", nothing),
+    "docs/how-to/merge-published-models.md": ("family", published),
     "docs/how-to/publish.md": ("family", nothing),
     "docs/how-to/record-and-query.md": ("family", grafted),
     "docs/how-to/report.md": ("demo", shipped),
@@ -274,8 +295,8 @@ def _run(line: str, run: Run, here: Path) -> None:
         str(here / "shipped.db") if word == "registry.db" and "--registry" in words else word
         for word in words[1:]
     ]
-    published = any(word.startswith(("Qwen", "lmms-lab/")) for word in arguments)
-    if published and "--registry" not in arguments:
+    shown = any(word.startswith(("Qwen", "lmms-lab/")) for word in arguments)
+    if shown and "--registry" not in arguments and not (here / "Qwen").exists():
         arguments = ["--registry", str(here / "shipped.db"), *arguments]
     if arguments[0] == "merge" and (here / arguments[2]).exists():
         shutil.rmtree(here / arguments[2])  # the page shows another way to make it
@@ -287,3 +308,23 @@ def _run(line: str, run: Run, here: Path) -> None:
         (here / redirected).write_text(done.out, "utf-8")
     finds = any(word in FINDS for word in arguments)
     assert done.code in ((0, 1) if finds else (0,)), f"{line}\n{done.err}"
+
+
+def test_the_page_on_published_models_says_what_fits(run: Run, tmp_path: Path) -> None:
+    """Every class in its table is one that is known; the audio model is refused for its shape."""
+    from omnireg.host import PluginHost
+
+    published(tmp_path)
+    page = (DOCS / "how-to" / "merge-published-models.md").read_text("utf-8")
+    classes = set(re.findall(r"`(\w+(?:ForCausalLM|ForConditionalGeneration))`", page))
+    assert len(classes) == 5
+    assert classes <= set(PluginHost().layouts)
+    (recipe,) = (
+        c for _, _, c in blocks(DOCS / "how-to/merge-published-models.md") if "# omni.yml" in c
+    )
+    audio = recipe.replace("lmms-lab/LLaVA-Video-7B-Qwen2", "Qwen/Qwen2-Audio-7B-Instruct")
+    (tmp_path / "with-audio.yml").write_text(audio)
+    refused = run("plan", "with-audio.yml")
+    assert refused.code == 1
+    assert "Qwen2-Audio-7B-Instruct does not extend Qwen/Qwen2-7B-Instruct" in refused.err
+    assert "48 wide and 3 layers deep, the base 32 and 2" in refused.err

@@ -425,6 +425,26 @@ def house(species: Species, form: str, folder: Path, **text: Any) -> Path:
     return folder
 
 
+def in_llava_code(folder: Path) -> Path:
+    """Turn a text checkpoint into one of LLaVA's own code, as LLaVA-Video is published."""
+    beside = {
+        "model.image_newline": _noise(WIDTH),
+        "model.mm_projector.0.weight": _noise(WIDTH, 8),
+        "model.mm_projector.0.bias": _noise(WIDTH),
+        "model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.weight": _noise(
+            8, 3, 4, 4
+        ),
+    }
+    rewrite(folder, lambda tensors: tensors | beside)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "architectures": ["LlavaQwenForCausalLM"], "model_type": "llava_qwen",
+        "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": "google/siglip-so400m-patch14-384",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def save(model: Any, folder: Path, *, memory: bool = False, sharded: bool = False) -> None:
     """Write a model as transformers does."""
     most = "20KB" if sharded else "5GB"

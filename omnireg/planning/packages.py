@@ -49,11 +49,14 @@ def senses_of(recipe: Recipe, models: Sequence[LanguageModel]) -> dict[str, str]
         if model.checkpoint.ref not in named:
             for sense in sorted(model.layout.senses):
                 found.setdefault(sense, model.checkpoint.ref)
-    idle = [ref for ref in refs if ref not in found.values()]
+    idle = [model for model in models if model.checkpoint.ref not in found.values()]
     if idle:
+        first, taken = idle[0], list(found.values())
+        own = sorted(first.layout.senses, reverse=True)
+        spare = next((sense for sense in own if taken.count(found[sense]) > 1), "task")
         raise ConfigError(
-            f"no modality is left for {', '.join(idle)}; name one under omnireg.modalities, such"
-            f" as {{task: {idle[0]}}}"
+            f"no modality is left for {', '.join(model.checkpoint.ref for model in idle)}; name one"
+            f" under omnireg.modalities, such as {{{spare}: {first.checkpoint.ref}}}"
         )
     return {sense: found[sense] for sense in sorted(found, key=lambda s: (refs.index(found[s]), s))}
 

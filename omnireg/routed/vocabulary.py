@@ -15,7 +15,7 @@ import torch
 
 from omnireg.alignment import EMBEDDING, HEAD
 from omnireg.checkpoint import Checkpoint
-from omnireg.errors import CheckpointError
+from omnireg.errors import CheckpointError, ConfigError
 from omnireg.hookspecs import HostLayout, Sense
 from omnireg.loading import quiet
 from omnireg.package import Model, Package
@@ -209,6 +209,11 @@ def _runs(parts: Sequence[Part], width: int, size: int) -> Iterator[Run]:
 def _placeholder_id(folder: Path, sense: Sense) -> int:
     """Return the id that a host's config gives the placeholder of one sense."""
     host = Checkpoint(str(folder), folder)
+    if not sense.placeholder:
+        raise ConfigError(
+            f"{host.ref}: transformers has no {host.architecture}, so it cannot be part of one"
+            " routed model; take it out with omnireg mmer extract, or merge a converted copy"
+        )
     configs = [host.config, host.config.get("thinker_config") or {}]
     for config in configs:
         for key in sense.placeholder:
