@@ -227,6 +227,20 @@ class _Conformance:
         for name in tower:
             assert carried[name].equal(own[name]), name
 
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_more_vocabulary_rows(
+        self, dtype: str, omnireg_family: "Callable[[str], Family]", tmp_path: Path
+    ) -> None:
+        """Rows that base and model do not share count as not moved; the result has the base's."""
+        family = omnireg_family(dtype)
+        found, cut = (
+            self._merge(tmp_path / model.name, family.base, [family.models[0], model])
+            for model in (family.larger, family.cut)
+        )
+        assert set(found) == set(cut)
+        for name, tensor in cut.items():
+            assert found[name].equal(tensor), name
+
     def test_a_tensor_that_one_model_lacks(self, omnireg_models: "Family", tmp_path: Path) -> None:
         """A model without a head beside one that has it, and models that are all tied."""
         family = omnireg_models

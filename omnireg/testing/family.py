@@ -25,6 +25,9 @@ class Family:
         same: three copies of the base: all task vectors are zero.
         prefixed: a host with an encoder, whose language model lies under another prefix, and whose
             vocabulary has more rows.
+        larger: a text model with more vocabulary rows, one of them for a token of its own.
+        cut: what the base and the larger model share of it: the base's rows, and of those that mean
+            something else the base's values.
         lacking: a text model without a head, where the base has one.
         tied_base: a text model whose head is its embedding.
         tied_models: two text models of it.
@@ -34,6 +37,8 @@ class Family:
     models: tuple[Path, Path, Path]
     same: tuple[Path, Path, Path]
     prefixed: Path
+    larger: Path
+    cut: Path
     lacking: Path
     tied_base: Path
     tied_models: tuple[Path, Path]
@@ -59,12 +64,14 @@ def make_family(folder: Path, dtype: str = "float32") -> Family:
         def changed(model: Any, seed: int) -> Any:
             return _changed(model, seed, kind)
 
-        host = _host(base)
+        larger = changed(_larger(base), 50)
         return Family(
             base=save("base", base),
             models=_three(lambda n: save(f"model-{n}", changed(base, 10 + n))),
             same=_three(lambda n: save(f"same-{n}", _changed(base, 0, kind, size=0.0))),
-            prefixed=save("prefixed", changed(host, 20), placeholder=True),
+            prefixed=save("prefixed", changed(_host(base), 20), placeholder=True),
+            larger=save("larger", larger, placeholder=True),
+            cut=save("cut", _cut(larger, base)),
             lacking=save("lacking", changed(tied, 30)),
             tied_base=save("tied-base", tied),
             tied_models=(
@@ -88,12 +95,34 @@ def _text_config(*, tie: bool, rows: int = ROWS) -> Any:
     )  # fmt: skip
 
 
-def _text(*, tie: bool, seed: int) -> Any:
+def _text(*, tie: bool, seed: int, rows: int = ROWS) -> Any:
     from transformers import Qwen2ForCausalLM
 
-    model = Qwen2ForCausalLM(_text_config(tie=tie))
+    model = Qwen2ForCausalLM(_text_config(tie=tie, rows=rows))
     _fill(model, seed)
     return model
+
+
+def _larger(base: Any) -> Any:
+    """Return a text model with more rows than the base, and its values where both have some."""
+    model = _text(tie=False, seed=3, rows=MORE_ROWS)
+    with torch.no_grad():
+        for name, tensor in base.named_parameters():
+            model.get_parameter(name)[: len(tensor)].copy_(tensor)
+    return model
+
+
+def _cut(larger: Any, base: Any) -> Any:
+    """Return the larger model with as many rows as the base, whose value its own token gets."""
+    from copy import deepcopy
+
+    made = deepcopy(base)
+    with torch.no_grad():
+        for name, tensor in made.named_parameters():
+            tensor.copy_(larger.get_parameter(name)[: len(tensor)])
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            made.get_parameter(name)[TOKENS] = base.get_parameter(name)[TOKENS]
+    return made
 
 
 def _host(base: Any) -> Any:
