@@ -17,7 +17,8 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 from transformers import AttentionInterface
 
-from omnireg.analysis.heads import Mask, Probe, salience
+from omnireg.analysis.heads import Probe, salience
+from omnireg.analysis.masking import Mask, attentions_of
 from omnireg.analysis.salience import Asked, Key, head, read_run, write_run
 from omnireg.analysis.shift import shift
 from omnireg.analysis.tsne import place
@@ -361,11 +362,9 @@ def test_a_masked_head_is_masked(image: Subject, probe: Probe, way: Mask, tmp_pa
 @pytest.mark.parametrize("way", list(Mask))
 def test_masks_hold_while_an_answer_is_generated(image: Subject, probe: Probe, way: Mask) -> None:
     """The second token, for which the first ones come from the cache, is masked as well."""
-    from omnireg.analysis.heads import _attentions
-
     for layer, number in ((0, 4), (1, 1)):
         wanted = reference(image, probe, layer, number, way)
-        with _attentions(image)[layer].masked(number, way) as begin:
+        with attentions_of(image)[layer].masked(number, way) as begin:
             for item, logits in zip(probe.items, wanted, strict=True):
                 begin()
                 torch.testing.assert_close(generated(image, item), logits, rtol=1e-3, atol=1e-3)

@@ -145,7 +145,7 @@ def package(folder: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from omnireg.demo import questions, tasks
+    from omnireg.demo import clips, questions
     from omnireg.subjects import Medium
 
     models = "".join(f"  - model: family/{s}\n" for s in story.SENSES)
@@ -154,7 +154,7 @@ def package(folder: Path) -> None:
     omnireg.merge(folder / "omni.yml", folder / "omni", registry=Registry(folder / "registry.db"))
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "three.png")
     (folder / "media").mkdir()
-    sound = tasks.clips("audio", "test")[0].array
+    sound = clips.clips("audio", "test")[0].array
     (folder / questions._written(folder, Medium("audio", sound))).rename(folder / "seven.wav")
 
 

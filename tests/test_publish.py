@@ -20,7 +20,7 @@ from hub import READER, WRITER, Fault, Hub
 from omnireg.demo import story
 from omnireg.errors import CheckpointError, PublishError
 from omnireg.hub import card, carry_out, plan_publication, pull
-from omnireg.hub.publishing import State
+from omnireg.hub.files import State
 from omnireg.registry import Registry
 from tests_support import Run
 
@@ -475,10 +475,10 @@ def test_what_is_not_what_was_recorded_stays_here(hub: Hub, book: Registry) -> N
     weights = Path("omni/model.safetensors")
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + b"\1")
-    with pytest.raises(CheckpointError, match="was recorded as"):
+    with pytest.raises(CheckpointError, match="were recorded as"):
         plan_publication(book, "omni", REPO)
     Path("omni").rename("elsewhere")
-    with pytest.raises(CheckpointError, match="are not here"):
+    with pytest.raises(CheckpointError, match="which is gone"):
         plan_publication(book, "omni", REPO)
     assert hub.asked("POST") == []
 

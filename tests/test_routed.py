@@ -19,7 +19,8 @@ import omnireg
 from omnireg.decoupled import extract
 from omnireg.demo import questions as asking
 from omnireg.demo import speech, story
-from omnireg.demo.tasks import Item, Modality, clips, items, larger_items
+from omnireg.demo.clips import Modality, clips
+from omnireg.demo.tasks import Item, items, larger_items
 from omnireg.errors import CheckpointError, ConfigError
 from omnireg.package import Package
 from omnireg.routed import OmniModel, Storage, TextRouting, load

@@ -12,7 +12,7 @@ from PIL import Image
 
 import omnireg
 from omnireg.demo import questions, story
-from omnireg.engine import Job, merge_together, merging
+from omnireg.engine import Job, merge_together, running
 from omnireg.engine.steps import finish, side_by_side
 from omnireg.errors import ConfigError, EvaluationError, MergeError
 from omnireg.package import fingerprint_of
@@ -114,20 +114,20 @@ def test_one_failure_stops_all_and_loses_nothing(
 ) -> None:
     """What the others had finished is there to go on with; nothing half-made appears."""
     texts = {str(a): f"{TEXT}parameters: {{alpha0: {a}}}\n" for a in (0.1, 0.2)}
-    complete = merging._complete
+    complete = running._complete
 
     def failing(planned: Any, output: Any, folder: Path, how: Any) -> None:
         if folder.name.startswith("0.1"):
             raise OSError(28, "No space left on device")
         complete(planned, output, folder, how)
 
-    monkeypatch.setattr(merging, "_complete", failing)
+    monkeypatch.setattr(running, "_complete", failing)
     book = Registry(tmp_path / "r.db")
     with pytest.raises(MergeError, match="No space left"):
         merge_together(jobs(tmp_path, texts), registry=book)
     assert not (tmp_path / "0.1").exists()
     assert {run.status for run in book.runs()} <= {"failed", "done"}
-    monkeypatch.setattr(merging, "_complete", complete)
+    monkeypatch.setattr(running, "_complete", complete)
     left = [job for job in jobs(tmp_path, texts) if not job.out.exists()]
     receipts = merge_together(left, registry=book)
     assert all(receipt.resumed_shards for receipt in receipts if receipt.name == "0.1")
@@ -198,18 +198,18 @@ def test_an_interrupted_sweep_says_so_in_its_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No reason is the name of a Python exception; running again finishes."""
-    entered = merging._complete
+    entered = running._complete
 
     def interrupted(planned: Any, output: Any, folder: Path, how: Any) -> None:
         raise KeyboardInterrupt
 
     book = Registry(tmp_path / "r.db")
-    monkeypatch.setattr(merging, "_complete", interrupted)
+    monkeypatch.setattr(running, "_complete", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep(TEXT, GRID, tmp_path / "s", book=book)
     reasons = sorted(str(run.error) for run in book.runs(status="failed"))
     assert reasons == ["interrupted", *["stopped, since a merge beside it was"] * 2]
-    monkeypatch.setattr(merging, "_complete", entered)
+    monkeypatch.setattr(running, "_complete", entered)
     assert len(sweep(TEXT, GRID, tmp_path / "s", book=book).points) == 3
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from omnireg.decoupled.extracting import extract
-from omnireg.engine.merging import Progress, merge
+from omnireg.engine.merging import merge
+from omnireg.engine.running import Progress
 from omnireg.errors import ConfigError
 from omnireg.host import PluginHost
 from omnireg.outputs import appearing, scratch_folder

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from omnireg.checkpoint import combine_digests
 from omnireg.digests import remember_sha256
-from omnireg.engine.merging import Progress
 from omnireg.engine.provenance import versions
+from omnireg.engine.running import Progress
 from omnireg.engine.writer import write_file
 from omnireg.outputs import appearing, copy_files
 from omnireg.package import Model, Package, layout

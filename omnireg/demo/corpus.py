@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnireg.demo.tasks import Array, Item, Modality
+from omnireg.demo.clips import Array, Modality
+from omnireg.demo.tasks import Item
 from omnireg.routed.readers import HostReader
 
 #: modality → what the host's processor calls its media, and the placeholder of one

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from omnireg.demo import speech, tasks
-from omnireg.demo.tasks import Array
+from omnireg.demo.clips import Array
 from omnireg.hookspecs import Conduct, Result
 from omnireg.subjects import Item, Medium, Subject, read_items
 from omnireg.subjects.items import Items

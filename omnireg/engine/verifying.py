@@ -9,8 +9,9 @@ from shlex import quote
 from typing import Any
 
 from omnireg.checkpoint import open_checkpoint
-from omnireg.engine.merging import Progress, merge
+from omnireg.engine.merging import merge
 from omnireg.engine.recording import find_record
+from omnireg.engine.running import Progress
 from omnireg.errors import CheckpointError, ConfigError, RegistryError
 from omnireg.host import PluginHost
 from omnireg.package import fingerprint_of

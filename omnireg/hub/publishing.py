@@ -3,48 +3,27 @@
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from hashlib import sha1, sha256
 from pathlib import Path
 from typing import Any
 
-from omnireg.digests import file_sha256
-from omnireg.errors import CheckpointError, PublishError
+from omnireg.errors import PublishError
 from omnireg.hub import card
 from omnireg.hub.client import Stale, client, translated
+from omnireg.hub.files import (
+    CARD,
+    MANIFEST,
+    RECIPE,
+    Item,
+    State,
+    compared,
+    files_in,
+    folder_of,
+    is_same,
+    plugin_file,
+)
 from omnireg.hub.lineage import Dossier, dossier, manifest
 from omnireg.hub.results import model_index, result_files
-from omnireg.package import fingerprint_of
 from omnireg.registry import Registry
-
-CARD, RECIPE, MANIFEST = "README.md", "recipe.yml", "omnireg.manifest.yaml"
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_OURS = (".safetensors", ".safetensors.index.json")
-#: where a single-file plugin goes, and what its version begins with
-_PLUGINS, _FILE_VERSION = "plugins", "sha256:"
-
-
-class State(StrEnum):
-    """What a commit does to a file."""
-
-    NEW = "new"
-    CHANGED = "changed"
-    SAME = "same"
-    DELETED = "deleted"
-
-
-@dataclass(frozen=True)
-class Item:
-    """A file of the plan; its content is a path or text, or nothing if it is deleted."""
-
-    path: str
-    state: State
-    size: int
-    content: Path | bytes | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the file as a JSON object."""
-        return {"path": self.path, "state": str(self.state), "bytes": self.size}
 
 
 @dataclass(frozen=True)
@@ -150,15 +129,15 @@ def plan_publication(
         PublishError: the Hub cannot be asked, or says no.
     """
     found = dossier(book, name)
-    folder = _folder(found)
-    beside = _plugin(found, plugin)
+    folder = folder_of(found.record)
+    beside = plugin_file(found, plugin)
     api = client()
     with translated(repo, "looking at"):
         api.whoami()
         remote = _look(api, repo, branch)
         old = _old_card(api, repo, remote)
         derived, warnings = _licence(api, found, licence)
-    contents: dict[str, Path | bytes] = dict(_files(folder))
+    contents: dict[str, Path | bytes] = dict(files_in(folder))
     scores = found.scores[found.record.name]
     data = card.metadata(found, derived)
     index = model_index(repo.partition("/")[2], scores)
@@ -174,41 +153,11 @@ def plan_publication(
         contents[RECIPE] = found.recipe.encode()
     contents |= {path: said.encode() for path, said in result_files(scores).items()}
     contents |= beside
-    items = tuple(_items(contents, remote.files))
+    items = tuple(compared(contents, remote.files))
     return PublicationPlan(
         found.record.name, repo, branch, private if remote.private is None else remote.private,
         remote.head, items, _diff(old, text), tuple(warnings), remote.branch_exists,
     )  # fmt: skip
-
-
-def _plugin(found: Dossier, file: Path | None) -> dict[str, Path | bytes]:
-    """Return the single-file plugin of a merge by its path in the repository.
-
-    Raises:
-        PublishError: the merge used one that was not given, or another one.
-    """
-    run = found.run
-    version = str(run.strategy_version) if run else ""
-    if run is None or not version.startswith(_FILE_VERSION):
-        if file is not None:
-            raise PublishError(f"{found.record.name} was not merged with a single-file plugin")
-        return {}
-    name, digest = str(run.strategy_distribution), version.removeprefix(_FILE_VERSION)
-    if file is None:
-        raise PublishError(
-            f"{found.record.name} was merged with the single-file plugin {name}"
-            f" ({digest[:12]}), which nobody else has; publish it along: --plugin {name}"
-        )
-    try:
-        content = file.read_bytes()
-    except OSError as exc:
-        raise PublishError(f"cannot read plugin {file}: {exc.strerror}") from exc
-    if sha256(content).hexdigest() != digest:
-        raise PublishError(
-            f"{file} is not the plugin that {found.record.name} was merged with ({digest[:12]}); it"
-            " was changed since: merge again, or find the old one"
-        )
-    return {f"{_PLUGINS}/{Path(name).name}": content}
 
 
 def publish(
@@ -292,7 +241,7 @@ def _landed(api: Any, plan: PublicationPlan) -> str | None:
         if item.state is State.DELETED:
             if is_there:
                 return None
-        elif not is_there or not _is(item.content, remote.files[item.path]):
+        elif not is_there or not is_same(item.content, remote.files[item.path]):
             return None
     return remote.head
 
@@ -364,63 +313,6 @@ def _licence_on_hub(api: Any, ref: str) -> str | None:
         return None
     said = data.get("license")
     return said if isinstance(said, str) else None
-
-
-# what is here
-
-
-def _folder(found: Dossier) -> Path:
-    record = found.record
-    folder = Path(record.source or "")
-    if not record.source or not folder.is_absolute() or not folder.is_dir():
-        raise CheckpointError(
-            f"the files of {record.name} are not here (recorded at {record.source or 'no place'});"
-            f" record where they are: omnireg add FOLDER --name {record.name}"
-        )
-    now = fingerprint_of(folder)
-    if record.fingerprint and now != record.fingerprint:
-        raise CheckpointError(
-            f"{folder} holds {now[:12]}, but {record.name} was recorded as"
-            f" {record.fingerprint[:12]}; merge it again, or record it under another name"
-        )
-    return folder
-
-
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield every file to publish by its path in the repository; pickles are refused."""
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if not path.is_file() or hidden or relative.as_posix() in (CARD, RECIPE, MANIFEST):
-            continue
-        if path.suffix in _PICKLED and path.name != "spk_dict.pt":
-            raise PublishError(
-                f"{path} is pickled, which can run code when read; remove it, or save safetensors"
-            )
-        yield relative.as_posix(), path
-
-
-def _items(contents: Mapping[str, Path | bytes], there: Mapping[str, str]) -> Iterator[Item]:
-    for path, content in contents.items():
-        state = State.NEW
-        if path in there:
-            state = State.SAME if _is(content, there[path]) else State.CHANGED
-        size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        yield Item(path, state, size, content)
-    for path in there:
-        # weights that are no part of this checkpoint would be taken for some of it
-        if path.endswith(_OURS) and path not in contents:
-            yield Item(path, State.DELETED, 0)
-
-
-def _is(content: Path | bytes | None, identity: str) -> bool:
-    """Whether a content is what the Hub says it has: by sha256, or by the id of a git blob."""
-    if content is None:
-        return False
-    if isinstance(content, Path) and len(identity) == 64:
-        return file_sha256(content) == identity
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    return sha1(b"blob %d\0" % len(data) + data).hexdigest() == identity
 
 
 def _diff(old: str, new: str) -> str:

@@ -18,7 +18,7 @@ from omnireg.checkpoint import INDEX, PACKAGE_INDEX, SINGLE, combine_digests
 from omnireg.errors import PublishError, RegistryError
 from omnireg.hub import card
 from omnireg.hub.client import client, translated
-from omnireg.hub.publishing import CARD, MANIFEST
+from omnireg.hub.files import CARD, MANIFEST
 from omnireg.outputs import appearing, check_free
 from omnireg.package import fingerprint_of
 from omnireg.registry import Kind, Parent, Registry, Role

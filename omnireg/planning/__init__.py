@@ -4,8 +4,9 @@ Everything that can be wrong with a recipe or with the way its checkpoints fit t
 here, before a byte of weights is read or written.
 """
 
-from omnireg.planning.fitting import Engine, Input, Merged, Plan, Shape, open_model, plan
+from omnireg.planning.fitting import open_model, plan
 from omnireg.planning.parameters import names_a_model, same_place
+from omnireg.planning.plans import Engine, Input, Merged, Plan, Shape
 
 __all__ = [
     "Engine",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omnireg.alignment import EMBEDDING, HEAD, VOCABULARY, Alignment, align
 from omnireg.errors import PlanError
-from omnireg.planning.fitting import Merged, Plan
+from omnireg.planning.plans import Merged, Plan
 from omnireg.shards import (
     DTYPE_SIZES,
     SHARD_BYTES,

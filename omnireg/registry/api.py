@@ -5,15 +5,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import select, text
-from sqlalchemy.orm import Session
-
-from omnireg.errors import RegistryError
 from omnireg.registry import (
     analyses,
     checkpoints,
     events,
     lineage,
+    problems,
     publications,
     ranking,
     reading,
@@ -37,7 +34,6 @@ from omnireg.registry.records import (
     RunStatus,
     Score,
 )
-from omnireg.registry.tables import AliasRow, CheckpointRow
 
 
 class Registry:
@@ -466,19 +462,7 @@ class Registry:
         """
         from omnireg.registry.declare import exporting
 
-        path = Path(out)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            with partial.open("w", encoding="utf-8") as stream:
-                if path.suffix in (".jsonl", ".ndjson"):
-                    stream.writelines(exporting.lines(self.items()))
-                else:
-                    stream.write(exporting.as_yaml(self.items()))
-            partial.replace(path)
-        except OSError as exc:
-            raise RegistryError(f"cannot write {path}: {exc.strerror}: check the folder") from exc
-        finally:
-            partial.unlink(missing_ok=True)
+        exporting.write(self.items, Path(out))
 
     def sql(self, query: str, *, limit: int | None = 1000) -> reading.Answer:
         """Return what a SELECT over the documented views finds; nothing can be written."""
@@ -513,27 +497,4 @@ class Registry:
     def check(self) -> list[str]:
         """Return what is wrong with the stored data, one line per problem."""
         with self._database.reading() as session:
-            return [
-                *(_sqlite_problems(session) if self._database.is_sqlite else ()),
-                *_family_problems(session),
-                *_alias_problems(session),
-            ]
-
-
-def _sqlite_problems(session: Session) -> Iterable[str]:
-    for (said,) in session.execute(text("PRAGMA integrity_check")):
-        if said != "ok":
-            yield f"damaged file: {said}"
-    for table, row, other, _ in session.execute(text("PRAGMA foreign_key_check")):
-        yield f"row {row} of {table} points at nothing in {other}"
-
-
-def _family_problems(session: Session) -> Iterable[str]:
-    if knot := checkpoints.cycle(session):
-        yield f"checkpoints are their own ancestors: {' -> '.join(knot)}"
-
-
-def _alias_problems(session: Session) -> Iterable[str]:
-    shadowed = select(AliasRow.alias).join(CheckpointRow, CheckpointRow.name == AliasRow.alias)
-    for alias in session.scalars(shadowed):
-        yield f"alias {alias!r} is also a checkpoint's name"
+            return problems.of(session, in_a_file=self._database.is_sqlite)

@@ -19,7 +19,8 @@ import numpy as np
 import omnireg
 from omnireg.decoupled import extract, inspect
 from omnireg.demo import questions, story
-from omnireg.demo.tasks import Modality, items
+from omnireg.demo.clips import Modality
+from omnireg.demo.tasks import items
 from omnireg.host import PluginHost
 from omnireg.package import Package
 from omnireg.planning import plan

@@ -23,6 +23,12 @@ from omnireg.registry.declare.staging import ALIASES, CHECKPOINTS, MODALITIES, P
 from omnireg.registry.records import Action, SubjectType
 
 _FACTS = ("kind", "fingerprint", "source", "strategy", "notes", "details", "created_at")
+#: a recorded parent is the declared one
+_HERE = and_(
+    EDGE.c.child_id == PARENTS.c.child_id,
+    EDGE.c.parent_id == PARENTS.c.parent_id,
+    EDGE.c.role == PARENTS.c.role,
+)
 
 
 class Checkpoints(Step):
@@ -187,6 +193,14 @@ class Checkpoints(Step):
         self._do(insert(ALIAS).from_select(["alias", "checkpoint_id"], new))
 
     def _set_parents(self) -> None:
+        self._resolve_parents()
+        self._drop_parents()
+        self._reweigh_parents()
+        if self._add_parents():
+            self._refuse_cycles()
+
+    def _resolve_parents(self) -> None:
+        """Find out who children and parents are; refuse what cannot be."""
         declared, edge = CHECKPOINTS.c, PARENTS.c
         child = select(declared.id).where(declared.item == edge.item, ~declared.absent)
         self._do(
@@ -213,21 +227,25 @@ class Checkpoints(Step):
             ),
             "{0!r} and {1!r} are one checkpoint, listed twice in one role: add up their weights",
         )  # fmt: skip
-        here = and_(
-            EDGE.c.child_id == edge.child_id, EDGE.c.parent_id == edge.parent_id,
-            EDGE.c.role == edge.role,
-        )  # fmt: skip
+
+    def _drop_parents(self) -> None:
+        """Drop recorded parents that are not declared, where parents are."""
+        declared = CHECKPOINTS.c
         surplus = and_(
             EDGE.c.child_id == declared.id, declared.says_parents, ~declared.is_new,
-            ~declared.absent, ~any_of(PARENTS, here),
+            ~declared.absent, ~any_of(PARENTS, _HERE),
         )  # fmt: skip
         self._note(
             Action.DELETE, SubjectType.PARENT, declared.name,
             self._object(parent=name_of(EDGE.c.parent_id), role=EDGE.c.role), surplus,
         )  # fmt: skip
         self._drop(EDGE, EDGE.c.child_id, surplus)
+
+    def _reweigh_parents(self) -> None:
+        """Bring weights and places of recorded parents to what is declared."""
+        declared, edge = CHECKPOINTS.c, PARENTS.c
         for fact in ("weight", "position"):
-            differs = and_(here, EDGE.c[fact].is_distinct_from(edge[fact]))
+            differs = and_(_HERE, EDGE.c[fact].is_distinct_from(edge[fact]))
             if fact == "weight":
                 self._note(
                     Action.UPDATE, SubjectType.PARENT, declared.name,
@@ -238,7 +256,11 @@ class Checkpoints(Step):
                     differs, declared.item == edge.item,
                 )  # fmt: skip
             self._do(update(EDGE).values({fact: edge[fact]}).where(differs))
-        is_new = ~any_of(EDGE, here)
+
+    def _add_parents(self) -> int:
+        """Record declared parents that are not recorded, and return how many."""
+        declared, edge = CHECKPOINTS.c, PARENTS.c
+        is_new = ~any_of(EDGE, _HERE)
         self._note(
             Action.CREATE, SubjectType.PARENT, declared.name,
             self._object(parent=name_of(edge.parent_id), role=edge.role, weight=edge.weight),
@@ -246,8 +268,7 @@ class Checkpoints(Step):
         )  # fmt: skip
         columns = ["child_id", "parent_id", "role", "weight", "position"]
         new = select(*(edge[column] for column in columns)).where(is_new)
-        if self._do(insert(EDGE).from_select(columns, new)):
-            self._refuse_cycles()
+        return self._do(insert(EDGE).from_select(columns, new))
 
     def _refuse_cycles(self) -> None:
         """Refuse knots; there can be none if every parent is older, or declared before its child.

@@ -1,13 +1,15 @@
 """The registry as a manifest that `apply` reads: what is exported and applied exports the same."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session, joinedload, selectinload
 
+from omnireg.errors import RegistryError
 from omnireg.registry.declare.manifest import VERSION
 from omnireg.registry.tables import (
     AnalysisRow,
@@ -31,6 +33,26 @@ _SCORE = (
     "metric", "value", "n", "stderr", "n_shot", "filter", "split", "evaluator",
     "evaluator_version", "source", "setup", "details", "created_at",
 )  # fmt: skip
+
+
+def write(items: Callable[[], Iterator[tuple[str, dict[str, Any]]]], path: Path) -> None:
+    """Write a manifest of items: JSON Lines if the file's name ends so, else YAML.
+
+    Raises:
+        RegistryError: the file cannot be written; an older one stays as it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            if path.suffix in (".jsonl", ".ndjson"):
+                stream.writelines(lines(items()))
+            else:
+                stream.write(as_yaml(items()))
+        partial.replace(path)
+    except OSError as exc:
+        raise RegistryError(f"cannot write {path}: {exc.strerror}: check the folder") from exc
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def items(session: Session) -> Iterator[tuple[str, dict[str, Any]]]:

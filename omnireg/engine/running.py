@@ -1,0 +1,261 @@
+"""Run a plan with its engine, so that the result appears whole or can be gone on with."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omnireg.alignment import align
+from omnireg.backbone import check_nothing_lost
+from omnireg.checkpoint import Checkpoint, combine_digests
+from omnireg.digests import remember_sha256
+from omnireg.engine.journal import Journal, unfinished
+from omnireg.engine.provenance import describe, versions
+from omnireg.engine.steps import Steps
+from omnireg.engine.writer import write_file, write_side_files, writing_file
+from omnireg.errors import ConfigError, PlanError
+from omnireg.host import PluginHost
+from omnireg.outputs import appearing, scratch_folder
+from omnireg.planning import Engine, Plan, Shape
+from omnireg.planning.output import Output
+from omnireg.shards import SHARD_BYTES, ByteReader
+
+#: called with (stage, done, total, detail); bytes while a stage is "writing"
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a merge is run, beside what it merges.
+
+    Attributes:
+        seed: for methods with randomness; each tensor's depends on it and its name alone.
+        threads: workers of the stream engine; all cores when None.
+        resume: go on with an unfinished merge of the same recipe into the same folder.
+        allow_nonfinite: merge inputs that hold NaN or Inf.
+        mergekit: mergekit's own merge options by name.
+    """
+
+    seed: int = 0
+    threads: int | None = None
+    resume: bool = True
+    allow_nonfinite: bool = False
+    mergekit: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shard_bytes(self) -> int:
+        """At which size shards are cut."""
+        return int(self.mergekit.get("out_shard_size") or SHARD_BYTES)
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What the bytes of the result depend on, beside recipe and seed."""
+        return {
+            "shard_bytes": self.shard_bytes,
+            "device": self.device,
+            "allow_nonfinite": self.allow_nonfinite,
+        }
+
+    @property
+    def device(self) -> str:
+        """Where a method's torch code runs."""
+        return "cuda" if self.mergekit.get("cuda") else str(self.mergekit.get("device") or "cpu")
+
+
+def run(
+    planned: Plan, out: Path, how: Options, host: PluginHost, progress: Progress
+) -> Steps[tuple[str, int]]:
+    """Run a plan with its engine; return the result's fingerprint and how many files were kept."""
+    if how.mergekit.get("num_threads"):
+        import torch
+
+        torch.set_num_threads(int(how.mergekit["num_threads"]))
+    if planned.planned_by_mergekit:
+        return _run_mergekit_whole(planned, out, how, host), 0
+    if planned.shape is Shape.PACKAGE:
+        return _run_package(planned, out, how, host, progress)
+    _check_fits_host(planned)
+    output = Output(planned, how.shard_bytes)
+    if planned.engine is Engine.MERGEKIT:
+        return _run_mergekit(output, out, how, host, progress), 0
+    return (yield from _run_stream(output, out, how, host, progress))
+
+
+def _run_stream(
+    output: Output, out: Path, how: Options, host: PluginHost, progress: Progress
+) -> Steps[tuple[str, int]]:
+    from omnireg.engine.stream import streaming
+    from omnireg.engine.tensors import Settings
+
+    host.install()
+    settings = Settings(output.plan, ByteReader(), how.seed, how.device, how.allow_nonfinite)
+    threads = how.threads or os.cpu_count() or 1
+    with (
+        unfinished(out, _identity(output, how), resume=how.resume) as journal,
+        streaming(output, settings, threads) as streamer,
+    ):
+        resumed = len(journal.finished)
+        streamer.check_nothing_lost()
+        if resumed < len(output.files):
+            streamer.survey(lambda done, total: progress("surveying", done, total, "chunks"))
+        yield from _write(output, streamer.content, journal, progress)
+        _complete(output.plan, output, journal.folder, how)
+    return _fingerprint(out, journal.finished), resumed
+
+
+def _run_package(
+    planned: Plan, out: Path, how: Options, host: PluginHost, progress: Progress
+) -> tuple[str, int]:
+    from omnireg.engine.packaging import Packager
+    from omnireg.engine.stream import streaming
+    from omnireg.engine.tensors import Settings
+
+    if planned.engine is Engine.MERGEKIT:
+        raise ConfigError("only the stream engine writes packages; use --engine auto")
+    host.install()
+    for item in planned.inputs:
+        if item.role != "base":
+            _check_fits_host(replace(planned, shape=Shape.HOST, host=item.model, senses={}))
+    output = Output(planned, how.shard_bytes)
+    settings = Settings(
+        planned, ByteReader(), how.seed, how.device, how.allow_nonfinite, side_outputs=True
+    )
+    threads = how.threads or os.cpu_count() or 1
+    with (
+        unfinished(out, _identity(output, how), resume=how.resume) as journal,
+        streaming(output, settings, threads) as streamer,
+    ):
+        resumed = len(journal.finished)
+        streamer.survey(lambda done, total: progress("surveying", done, total, "chunks"))
+        packager = Packager(planned, settings, journal, threads)
+        packager.write(
+            streamer.jobs,
+            how.shard_bytes,
+            lambda done, total: progress("coding", done, total, "elements"),
+        )
+        said = describe(planned, how.seed, how.fixed, {"package": packager.manifest()})
+        (journal.folder / "omnireg.json").write_text(said, encoding="utf-8")
+    return _fingerprint(out, journal.finished), resumed
+
+
+def _fingerprint(out: Path, digests: Mapping[str, str]) -> str:
+    """Return the fingerprint of the finished files, and remember what each was hashed to."""
+    for name, digest in digests.items():
+        remember_sha256(out / name, digest)
+    return combine_digests(digests.items())
+
+
+def _write(
+    output: Output, content: Callable[..., Any], journal: Journal, progress: Progress
+) -> Steps[None]:
+    """Write the files that are not finished yet."""
+    total = output.size
+    done = sum(file.size for file in output.files if file.name in journal.finished)
+    for number, file in enumerate(output.files):
+        if file.name in journal.finished:
+            continue
+
+        def wrote(size: int, detail: str = f"file {number + 1} of {len(output.files)}") -> None:
+            nonlocal done
+            done += size
+            progress("writing", done, total, detail)
+
+        digest = yield from writing_file(journal.folder, file, content(file), wrote)
+        journal.enter(file.name, digest)
+
+
+def _complete(planned: Plan, output: Output | None, folder: Path, how: Options) -> None:
+    """Add what lies beside the weights."""
+    if output:
+        write_side_files(output, folder)
+    said = describe(planned, how.seed, how.fixed)
+    (folder / "omnireg.json").write_text(said, encoding="utf-8")
+
+
+def _run_mergekit(
+    output: Output, out: Path, how: Options, host: PluginHost, progress: Progress
+) -> str:
+    from omnireg.engine.mergekit import merge_with_mergekit
+
+    with appearing(out) as folder, _scratch(out) as scratch:
+        staged = merge_with_mergekit(
+            output,
+            scratch,
+            host=host,
+            seed=how.seed,
+            options=how.mergekit,
+            allow_nonfinite=how.allow_nonfinite,
+            progress=lambda stage, done, total: progress(stage, done, total, "tensors"),
+        )
+        staged.check_nothing_lost()
+        digests = {
+            file.name: write_file(folder, file, staged.content(file), lambda size: None)
+            for file in output.files
+        }
+        _complete(output.plan, output, folder, how)
+    return _fingerprint(out, digests)
+
+
+def _run_mergekit_whole(planned: Plan, out: Path, how: Options, host: PluginHost) -> str:
+    from omnireg.engine.mergekit import merge_whole
+
+    with appearing(out) as folder:
+        merge_whole(
+            planned,
+            folder,
+            host=host,
+            seed=how.seed,
+            options=how.mergekit,
+            max_bytes=how.shard_bytes,
+            allow_nonfinite=how.allow_nonfinite,
+        )
+        _complete(planned, None, folder, how)
+        return Checkpoint(str(out), folder).fingerprint
+
+
+def _identity(output: Output, how: Options) -> dict[str, Any]:
+    """Everything that the bytes of the result depend on."""
+    planned = output.plan
+    models = [item.model for item in planned.inputs] + ([planned.host] if planned.host else [])
+    files = {file for model in models for file in model.checkpoint.weight_files}
+    origin = planned.strategy.origin
+    return {
+        "recipe": planned.recipe.digest,
+        "strategy": f"{planned.strategy.name} of {origin.distribution} {origin.version}",
+        "inputs": {str(file.resolve()): _state(file) for file in files},
+        "seed": how.seed,
+        "options": how.fixed,
+        "versions": versions(),
+    }
+
+
+def _state(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _check_fits_host(planned: Plan) -> None:
+    """Find out before the work, not after it, that the host has no place for the result."""
+    if planned.host is None:
+        return
+    models = [planned.reference, *(item.model for item in planned.inputs)]
+    odd = next((m.checkpoint.ref for m in models if not m.tied_in_effect), None)
+    if planned.host.tied and odd:
+        raise PlanError(
+            f"{planned.host.checkpoint.ref} ties its head to its embedding, but {odd} does not;"
+            " carry a host with a head of its own, or set omnireg.output: backbone"
+        )
+    check_nothing_lost(planned.reference, align(planned.host, planned.reference), ByteReader())
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """Yield a folder on the disk of ``out`` for what is not part of it."""
+    folder = scratch_folder(out)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

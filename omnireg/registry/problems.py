@@ -1,0 +1,37 @@
+"""What is wrong with stored data, whoever stored it."""
+
+from collections.abc import Iterator
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from omnireg.registry import checkpoints
+from omnireg.registry.tables import AliasRow, CheckpointRow
+
+
+def of(session: Session, *, in_a_file: bool) -> list[str]:
+    """Return one line per problem."""
+    return [
+        *(_of_file(session) if in_a_file else ()),
+        *_of_families(session),
+        *_of_aliases(session),
+    ]
+
+
+def _of_file(session: Session) -> Iterator[str]:
+    for (said,) in session.execute(text("PRAGMA integrity_check")):
+        if said != "ok":
+            yield f"damaged file: {said}"
+    for table, row, other, _ in session.execute(text("PRAGMA foreign_key_check")):
+        yield f"row {row} of {table} points at nothing in {other}"
+
+
+def _of_families(session: Session) -> Iterator[str]:
+    if knot := checkpoints.cycle(session):
+        yield f"checkpoints are their own ancestors: {' -> '.join(knot)}"
+
+
+def _of_aliases(session: Session) -> Iterator[str]:
+    shadowed = select(AliasRow.alias).join(CheckpointRow, CheckpointRow.name == AliasRow.alias)
+    for alias in session.scalars(shadowed):
+        yield f"alias {alias!r} is also a checkpoint's name"
