@@ -36,6 +36,20 @@ def as_device(device: "torch.device | str") -> "torch.device":
         raise ConfigError(f"device {device}: {' '.join(str(exc).split())}; try cpu") from exc
 
 
+def as_dtype(dtype: "torch.dtype | str") -> "torch.dtype":
+    """Return what to compute in.
+
+    Raises:
+        ConfigError: models are not run in that.
+    """
+    import torch
+
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ConfigError(f"dtype: {dtype} is none of float32, bfloat16, float16")
+    return found
+
+
 def usual_dtype(dtypes: Iterable[str]) -> str:
     """Return torch's name of the dtype that most tensors have."""
     [(usual, _)] = Counter(dtypes).most_common(1)

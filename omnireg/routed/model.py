@@ -29,7 +29,7 @@ from omnireg.routed.routes import Route, TextRouting, check_rule, route_of, text
 from omnireg.routed.vocabulary import JointVocabulary
 from omnireg.routed.weights import Weights
 from omnireg.routed.words import Head
-from omnireg.tensors import TORCH_DTYPES, as_device
+from omnireg.tensors import TORCH_DTYPES, as_device, as_dtype
 
 Media = Mapping[str, Mapping[str, Any]]
 
@@ -61,21 +61,14 @@ def load(
     place = as_device(device)
     opened = package if isinstance(package, Package) else Package(package)
     layouts = (plugins or PluginHost()).layouts
-    model = OmniModel(opened, JointVocabulary(opened, layouts), _dtype(opened, dtype))
+    stored = TORCH_DTYPES()[opened.vector[EMBEDDING].dtype]
+    kind = as_dtype(dtype) if dtype else stored
+    model = OmniModel(opened, JointVocabulary(opened, layouts), kind)
     model.storage = _storage(storage)
     model.text_routing = check_rule(text_routing, model.model_of)
     placed: Any = model
     placed.to(place).eval()
     return model
-
-
-def _dtype(package: Package, dtype: torch.dtype | str | None) -> torch.dtype:
-    if dtype is None:
-        return TORCH_DTYPES()[package.vector[EMBEDDING].dtype]
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ConfigError(f"dtype: {dtype} is none of float32, bfloat16, float16")
-    return found
 
 
 def _storage(storage: Storage | str) -> Storage:

@@ -16,7 +16,7 @@ from omnireg.routed import OmniModel, load
 from omnireg.routed.readers import HostReader, host_processor
 from omnireg.subjects.items import Item, Medium
 from omnireg.subjects.subject import Subject
-from omnireg.tensors import TORCH_DTYPES, as_device
+from omnireg.tensors import as_device, as_dtype
 
 
 def open_subject(
@@ -178,17 +178,10 @@ def _load(checkpoint: Checkpoint, dtype: str | None) -> Any:
         config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
         if hasattr(config, "enable_audio_output"):
             config.enable_audio_output = False
-        model = read_into(cls, checkpoint.folder, config=config, dtype=_dtype(dtype))
+        model = read_into(
+            cls, checkpoint.folder, config=config, dtype=as_dtype(dtype) if dtype else "auto"
+        )
     return getattr(model, "thinker", model).eval()
-
-
-def _dtype(dtype: str | None) -> Any:
-    known = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-    if dtype is None:
-        return "auto"
-    if dtype not in known:
-        raise ConfigError(f"dtype: {dtype} is none of {', '.join(known)}")
-    return TORCH_DTYPES()[known[dtype]]
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:

@@ -37,8 +37,8 @@ from omnireg.workflows.pages import (
 )
 
 OTHER = "other"
-#: so many siblings are compared
-_MOST_SIBLINGS = 12
+#: so many siblings are compared, out of the newest that share a parent
+_MOST_SIBLINGS, _LOOKED_AT = 12, 1000
 
 
 @dataclass(frozen=True)
@@ -270,12 +270,10 @@ def _siblings(book: Registry, record: Checkpoint) -> list[str]:
     own = _made_of(record)
     if not own:
         return []
-    near = book.checkpoints(parent=next(iter(sorted(own))), limit=None)
-    return [
-        each.name
-        for each in near
-        if each.name != record.name and each.kind is record.kind and _made_of(each) == own
-    ][:_MOST_SIBLINGS]
+    near = book.checkpoints(kind=record.kind, parent=min(own), limit=_LOOKED_AT)
+    return [each.name for each in near if each.name != record.name and _made_of(each) == own][
+        :_MOST_SIBLINGS
+    ]
 
 
 def _made_of(record: Checkpoint) -> frozenset[str]:
