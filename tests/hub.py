@@ -19,6 +19,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
 #: tokens and who they are of; both belong to the organisation acme, only one may write there
 WRITER, READER = "hf_writer_0123456789abcdefghij", "hf_reader_0123456789abcdefghij"
 NAMES = {WRITER: "ada", READER: "bob"}
@@ -476,3 +480,32 @@ _ROUTES: list[tuple[str, Callable[..., Callable[[], None]]]] = [
     (rf"GET /api/models/{_ID}", _Handler.info),
     (rf"(?:GET|HEAD) /{_ID}/resolve/(.+?)/(.+)", _Handler.resolve),
 ]
+
+
+def surroundings(hub: Hub, folder: Path) -> dict[str, str]:
+    """Return environment variables under which the client talks to the loopback Hub."""
+    return {
+        "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_TOKEN": WRITER,
+        "HF_XET_CACHE": str(folder / "xet-cache"), "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_XET_TELEMETRY_ENABLED": "0", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "0",
+        "OMNIREG_HUB_TIMEOUT": "5",
+    }  # fmt: skip
+
+
+def connected(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, *, xet: bool
+) -> Iterator[Hub]:
+    """Have this process talk to a loopback Hub."""
+    for name, value in surroundings(hub, folder).items():
+        monkeypatch.setenv(name, value)
+    # read when the client was imported
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.utils._http._retry_wait", 0, raising=False)
+    huggingface_hub.close_session()
+    yield hub
+    huggingface_hub.close_session()

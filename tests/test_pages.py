@@ -1,5 +1,6 @@
 """Every command that a page shows is run, in a folder like the one the page speaks of."""
 
+import io
 import re
 import shlex
 import shutil
@@ -29,7 +30,6 @@ NOT_RUN = {
         "eval base --tasks my_task": "a task of the reader's own; see test_evaluation",
         "scores import": "a file of the reader's own; see test_evaluation",
     },
-    "docs/how-to/publish.md": {"": "the Hub; see test_publish"},
     "docs/how-to/use-with-mergekit.md": {
         "mergekit multi": "recipes of the reader's own; see test_merge",
         "mergekit moe": "recipes of the reader's own; see test_merge",
@@ -52,11 +52,12 @@ NOT_RUN = {
         "plan with-audio.yml": "it is refused; see the test below",
     },
     "docs/index.md": {"demo": "it is what these tests begin with"},
-    "docs/tutorial/omni-model.md": {"publish": "the Hub", "pull": "the Hub; see test_publish"},
     "README.md": {},
 }
 #: they speak of a database server
 ON_A_SERVER = {"docs/how-to/team-registry.md"}
+#: they speak of the Hub, and of answers at the keyboard
+ON_THE_HUB = {"docs/how-to/publish.md", "docs/tutorial/omni-model.md"}
 #: they may find something
 FINDS = ("check",)
 
@@ -201,7 +202,7 @@ PAGES: dict[str, tuple[str, Preparation]] = {
     "docs/how-to/extract-and-graft.md": ("family", merged),
     "docs/how-to/merge-hosts.md": ("family", nothing),
     "docs/how-to/merge-published-models.md": ("family", published),
-    "docs/how-to/publish.md": ("family", nothing),
+    "docs/how-to/publish.md": ("family", merged),
     "docs/how-to/record-and-query.md": ("family", grafted),
     "docs/how-to/report.md": ("demo", shipped),
     "docs/how-to/resume-and-verify.md": ("family", recorded),
@@ -252,6 +253,9 @@ def test_commands_of_a_page_run(
     monkeypatch.setenv("OMNIREG_REGISTRY", str(here / "registry.db"))
     if page in ON_A_SERVER:
         monkeypatch.setenv("OMNIREG_REGISTRY", request.getfixturevalue("database")("template0"))
+    if page in ON_THE_HUB:
+        request.getfixturevalue("hub")
+        monkeypatch.setattr("sys.stdin", Keyboard("y\n" * 9))
     prepare(here)
     skipped = set()
     for before, language, content in blocks(ROOT / page):
@@ -263,6 +267,14 @@ def test_commands_of_a_page_run(
                 continue
             _run(line, run, here)
     assert skipped == set(NOT_RUN.get(page, {})), "a reason not to run that nothing needs"
+
+
+class Keyboard(io.StringIO):
+    """Somebody who types."""
+
+    def isatty(self) -> bool:
+        """It is one."""
+        return True
 
 
 def _link(source: str, target: str) -> None:

@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import yaml
-from huggingface_hub import constants
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 import omnireg
-from hub import READER, WRITER, Fault, Hub
+from hub import READER, WRITER, Fault, Hub, connected, surroundings
 from omnireg.demo import story
 from omnireg.errors import CheckpointError, PublishError
 from omnireg.hub import card, carry_out, plan_publication, pull
@@ -27,48 +25,13 @@ from tests_support import Run
 REPO = "acme/tiny-omni"
 
 
-def surroundings(hub: Hub, folder: Path) -> dict[str, str]:
-    """Return environment variables under which the client talks to the loopback Hub."""
-    return {
-        "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_TOKEN": WRITER,
-        "HF_XET_CACHE": str(folder / "xet-cache"), "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_XET_TELEMETRY_ENABLED": "0", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "0",
-        "OMNIREG_HUB_TIMEOUT": "5",
-    }  # fmt: skip
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub that takes files the classic way."""
-    with Hub(tmp_path / "hub") as found:
-        yield from _connected(found, tmp_path, monkeypatch, xet=False)
-
-
 @pytest.fixture(params=[False, True], ids=["lfs", "xet"])
 def either(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Hub]:
     """A Hub that takes files in either way."""
     with Hub(tmp_path / "hub", xet=request.param) as found:
-        yield from _connected(found, tmp_path, monkeypatch, xet=request.param)
-
-
-def _connected(
-    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, *, xet: bool
-) -> Iterator[Hub]:
-    for name, value in surroundings(hub, folder).items():
-        monkeypatch.setenv(name, value)
-    # read when the client was imported
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf" / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.utils._http._retry_wait", 0, raising=False)
-    huggingface_hub.close_session()
-    yield hub
-    huggingface_hub.close_session()
+        yield from connected(found, tmp_path, monkeypatch, xet=request.param)
 
 
 HALVES = """
@@ -286,6 +249,17 @@ def test_branches_and_pull_requests(hub: Hub, book: Registry) -> None:
     assert commits(hub) == 0
 
 
+def test_a_branch_is_made_where_nothing_changed(hub: Hub, book: Registry, run: Run) -> None:
+    """It is what was asked for, though there is nothing to commit."""
+    carry_out(book, plan_publication(book, "omni", REPO))
+    head = hub.repos[REPO].branches["main"][-1].oid
+    done = run("publish", "omni", REPO, "--branch", "v1", "--yes")
+    assert done.code == 0, done.err
+    assert "nothing was committed; the branch v1 was made" in done.out
+    assert hub.repos[REPO].branches["v1"][-1].oid == head
+    assert "was made" not in run("publish", "omni", REPO, "--branch", "v1", "--yes").out
+
+
 def test_licences_follow_from_the_parents(hub: Hub, book: Registry) -> None:
     """Read off the parents' cards; a difference and a ban on derived works are told."""
     assert "no parent's licence is known" in plan_publication(book, "omni", REPO).warnings[0]
@@ -370,7 +344,7 @@ def test_an_upload_through_xet_that_fails_is_told(
     """Nothing is published; running again works, and sends the same once more or not at all."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with Hub(tmp_path / "xet", xet=True) as made:
-        for hub in _connected(made, tmp_path, monkeypatch, xet=True):
+        for hub in connected(made, tmp_path, monkeypatch, xet=True):
             hub.repo(REPO)
             hub.faults.append(Fault(where, status, times=100))
             with pytest.raises(PublishError) as caught:

@@ -69,7 +69,7 @@ def publish_command(
                 _show(plan)
             if dry_run:
                 return
-            if plan.changes and not yes:
+            if (plan.changes or not plan.branch_exists) and not yes:
                 _ask(plan)
             try:
                 made = carry_out(book, plan, create_pr=create_pr)
@@ -82,7 +82,8 @@ def publish_command(
         print_json(made.to_json())
         return
     if not made.files:
-        click.echo(f"{repo} holds all of it already: nothing was committed")
+        made_too = "" if plan.branch_exists else f"; the branch {branch} was made"
+        click.echo(f"{repo} holds all of it already: nothing was committed{made_too}")
         return
     click.echo(made.pull_request or made.url)
     hint(f"next: {to_type('show', name)}")

@@ -193,9 +193,7 @@ def carry_out(
         PublishError: the Hub said no; nothing was published.
     """
     api = client()
-    if not plan.changes and plan.head is not None:
-        url = f"{api.endpoint}/{plan.repo}/commit/{plan.head}"
-        return _recorded(book, plan, Receipt(plan.repo, plan.head, url, 0), None)
+    same = plan.head if not plan.changes else None
     with translated(plan.repo, "publishing to"):
         if plan.head is None:
             api.create_repo(plan.repo, private=plan.private, exist_ok=True)
@@ -203,6 +201,9 @@ def carry_out(
             plan = replace(plan, head=made.head, branch_exists=made.branch_exists)
         if not plan.branch_exists and not create_pr:
             api.create_branch(plan.repo, branch=plan.branch, exist_ok=True)
+    if same is not None:
+        url = f"{api.endpoint}/{plan.repo}/commit/{same}"
+        return _recorded(book, plan, Receipt(plan.repo, same, url, 0), None)
     info = _commit(api, plan, create_pr, message or f"Publish {plan.name} with omnireg")
     return _recorded(book, plan, info, plan.branch)
 
