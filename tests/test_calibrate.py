@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,7 @@ def test_the_command_line(tmp_path: Path, run: Run) -> None:
     )
     scored = run(
         "mmer", "calibrate", "mmer.yml", "--grid", "density=0.3", "--grid", "scale=1:2:0.5",
-        "--grid", "mask_lambda=0.5", "--score-command", "python score.py {}", "--json",
+        "--grid", "mask_lambda=0.5", "--score-command", f"{sys.executable} score.py {{}}", "--json",
     )  # fmt: skip
     assert scored.code == 0, scored.err
     assert json.loads(scored.out)["chosen"]["scale"] == 1.5
@@ -225,7 +226,7 @@ def test_mistakes_are_told(tmp_path: Path, run: Run) -> None:
     small = ("--grid", "density=0.3", "--grid", "scale=1", "--grid", "mask_lambda=0.5")
     for command, said in (
         ("no-such-program", "no program 'no-such-program'"),
-        ("python -c 'raise SystemExit(3)'", "failed with 3"),
+        (f"{sys.executable} -c 'raise SystemExit(3)'", "failed with 3"),
         ("echo well", "print a number"),
         ("'unclosed", "--score-command"),
     ):

@@ -1,10 +1,12 @@
 """Every command that a page shows is run, in a folder like the one the page speaks of."""
 
 import io
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +26,6 @@ _NAMED = re.compile(r"`([\w.-]+\.(?:ya?ml|py))`[^`]*\Z")
 _FIRST = re.compile(r"#\s*([\w.-]+\.(?:ya?ml|py))\b")
 #: commands that need what a test has not, each with the reason
 NOT_RUN = {
-    "docs/how-to/add-a-host-class.md": {"": "its host is of a class that nobody has"},
     "docs/how-to/evaluate.md": {
         "eval mmer-image --tasks mmlu": "data sets of the Hub",
         "eval base --tasks my_task": "a task of the reader's own; see test_evaluation",
@@ -43,10 +44,6 @@ NOT_RUN = {
     },
     "docs/how-to/record-and-query.md": {
         "--json show cab82cae": "a fingerprint of the page's own example",
-    },
-    "docs/how-to/use-a-package.md": {
-        "mmer calibrate omni.yml --grid mask_lambda": "files of the reader's; see test_calibrate",
-        "mmer calibrate omni.yml --grid density": "a script of the reader's; see test_calibrate",
     },
     "docs/how-to/merge-published-models.md": {
         "plan with-audio.yml": "it is refused; see the test below",
@@ -158,6 +155,32 @@ def package(folder: Path) -> None:
     sound = clips.clips("audio", "test")[0].array
     (folder / questions._written(folder, Medium("audio", sound))).rename(folder / "seven.wav")
 
+    (folder / "score.py").write_text("print(0.5)\n")
+    questions.write(folder, story.SENSES)
+    for sense in story.SENSES:
+        lines = questions.file_of(folder, sense).read_text("utf-8").splitlines()
+        (folder / f"{sense}.jsonl").write_text("\n".join(lines[::400]), "utf-8")
+
+
+def points(folder: Path) -> None:
+    """Have a host of a class that nobody has, and a recipe with it."""
+    place = shutil.copytree(folder / "family/depth", folder / "family/points")
+    own = {"vision_tower": "point_tower", "multi_modal_projector": "point_projector"}
+    tensors = load_file(place / "model.safetensors")
+    for old, new in own.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    (place / "model.safetensors").unlink()  # it may be linked
+    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+    config = (place / "config.json").read_text("utf-8")
+    mine = config.replace("LlavaForConditionalGeneration", "PointChatForConditionalGeneration")
+    (place / "config.json").unlink()
+    (place / "config.json").write_text(mine, "utf-8")
+    (folder / "points.yml").write_text(
+        "merge_method: omni_ties\nbase_model: family/base\nmodels:\n"
+        "  - model: family/points\nomnireg: {host: family/points}\n"
+        "parameters: {density: 0.5}\n"
+    )
+
 
 def text_recipe(folder: Path) -> None:
     """Have a recipe of text models for mergekit's own command."""
@@ -195,7 +218,7 @@ PAGES: dict[str, tuple[str, Preparation]] = {
     "docs/index.md": ("family", recorded),
     "docs/tutorial/first-merge.md": ("family", nothing),
     "docs/tutorial/omni-model.md": ("demo", nothing),
-    "docs/how-to/add-a-host-class.md": ("family", nothing),
+    "docs/how-to/add-a-host-class.md": ("family", points),
     "docs/how-to/analyse.md": ("demo", nothing),
     "docs/how-to/declare-a-registry.md": ("family", shipped),
     "docs/how-to/evaluate.md": ("demo", nothing),
@@ -251,6 +274,7 @@ def test_commands_of_a_page_run(
         (tmp_path / "omnireg-demo").symlink_to(demo_folder)
     monkeypatch.chdir(here)
     monkeypatch.setenv("OMNIREG_REGISTRY", str(here / "registry.db"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if page in ON_A_SERVER:
         monkeypatch.setenv("OMNIREG_REGISTRY", request.getfixturevalue("database")("template0"))
     if page in ON_THE_HUB:
