@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
-from scipy.signal import resample_poly
 
 from omnireg.errors import ConfigError
 
@@ -61,8 +60,14 @@ def read_sound(path: Path, rate: int) -> Array:
     samples = np.frombuffer(data, {1: np.uint8, 2: np.int16, 4: np.int32}[width])
     numbers = samples.astype(np.float32) - (128 if width == 1 else 0)
     sound: Array = (numbers / 2.0 ** (8 * width - 1)).reshape(-1, channels).mean(1)
-    made: Array = sound if found == rate else resample_poly(sound, rate, found)
-    return made.astype(np.float32)
+    return (sound if found == rate else _resampled(sound, rate, found)).astype(np.float32)
+
+
+def _resampled(sound: Array, rate: int, found: int) -> Array:
+    from scipy.signal import resample_poly  # takes a second to import, and few sounds need it
+
+    made: Array = resample_poly(sound, rate, found)
+    return made
 
 
 def read_film(path: Path) -> Array:
