@@ -484,3 +484,8 @@ def test_the_check_finds_weights_that_changed(here: Path, run: Run) -> None:
     assert "image" in found.err
     assert "audio" not in found.err
     assert json.loads(run("db", "check", "--no-files", "--json").out)["ok"]
+
+
+def test_a_device_that_is_not_here(refuse: Callable[..., Outcome]) -> None:
+    """Said in one line, with what works."""
+    assert "try cpu" in refuse(GOOD, "--device", "cuda:77").err

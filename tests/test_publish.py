@@ -457,6 +457,15 @@ def test_what_is_not_what_was_recorded_stays_here(hub: Hub, book: Registry) -> N
     assert hub.asked("POST") == []
 
 
+def test_what_is_no_repository_is_said_first(book: Registry, run: Run) -> None:
+    """Without a token, and without a Hub."""
+    for repo in ("acme", "acme/a b", "a/b/c"):
+        for command in (("publish", "omni", repo), ("pull", repo)):
+            done = run(*command)
+            assert done.code == 1
+            assert "write ORG/NAME" in done.err
+
+
 def test_cards_that_cannot_be_read(hub: Hub, book: Registry) -> None:
     """A repository whose card is broken is left alone."""
     hub.commit(REPO, {"README.md": b"---\n{: [\n---\nhello\n"})

@@ -22,6 +22,7 @@ from omnireg.outputs import appearing, scratch_folder
 from omnireg.planning import Engine, Plan, Shape
 from omnireg.planning.output import Output
 from omnireg.shards import SHARD_BYTES, ByteReader
+from omnireg.tensors import as_device
 
 #: called with (stage, done, total, detail); bytes while a stage is "writing"
 Progress = Callable[[str, int, int, str], None]
@@ -73,6 +74,8 @@ def run(
         import torch
 
         torch.set_num_threads(int(how.mergekit["num_threads"]))
+    if how.device != "cpu":
+        as_device(how.device)
     if planned.planned_by_mergekit:
         return _run_mergekit_whole(planned, out, how, host), 0
     if planned.shape is Shape.PACKAGE:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import huggingface_hub
 from huggingface_hub import errors
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from omnireg import __version__
 from omnireg.errors import PublishError, to_type
@@ -51,6 +52,26 @@ class Stale(PublishError):
     """Somebody committed to the repository since the plan was made."""
 
 
+def check_name(repo: str) -> None:
+    """Refuse what is no ORG/NAME, before anything else is asked.
+
+    Raises:
+        PublishError: says how to write it.
+    """
+    try:
+        validate_repo_id(repo)
+        if "/" not in repo:
+            raise errors.HFValidationError
+    except errors.HFValidationError as exc:
+        raise _no_name(repo) from exc
+
+
+def _no_name(repo: str) -> PublishError:
+    return PublishError(
+        f"{repo!r} is no name of a repository; write ORG/NAME with letters, digits, - _ and ."
+    )
+
+
 @contextmanager
 def translated(repo: str, doing: str) -> Iterator[None]:
     """Turn whatever the client raises into a :class:`PublishError` that says what to do."""
@@ -59,9 +80,7 @@ def translated(repo: str, doing: str) -> Iterator[None]:
     except PublishError:
         raise
     except errors.HFValidationError as exc:
-        raise PublishError(
-            f"{repo!r} is no name of a repository; write ORG/NAME with letters, digits, - _ and ."
-        ) from exc
+        raise _no_name(repo) from exc
     except errors.LocalTokenNotFoundError as exc:
         raise _no_token() from exc
     except errors.RepositoryNotFoundError as exc:

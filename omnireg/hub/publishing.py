@@ -8,7 +8,7 @@ from typing import Any
 
 from omnireg.errors import PublishError
 from omnireg.hub import card
-from omnireg.hub.client import Stale, client, translated
+from omnireg.hub.client import Stale, check_name, client, translated
 from omnireg.hub.files import (
     CARD,
     MANIFEST,
@@ -128,6 +128,7 @@ def plan_publication(
         CheckpointError: its files are gone, or are not what was recorded.
         PublishError: the Hub cannot be asked, or says no.
     """
+    check_name(repo)
     found = dossier(book, name)
     folder = folder_of(found.record)
     beside = plugin_file(found, plugin)

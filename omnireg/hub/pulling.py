@@ -17,7 +17,7 @@ import yaml
 from omnireg.checkpoint import INDEX, PACKAGE_INDEX, SINGLE, combine_digests
 from omnireg.errors import PublishError, RegistryError
 from omnireg.hub import card
-from omnireg.hub.client import client, translated
+from omnireg.hub.client import check_name, client, translated
 from omnireg.hub.files import CARD, MANIFEST
 from omnireg.outputs import appearing, check_free
 from omnireg.package import fingerprint_of
@@ -113,6 +113,7 @@ def pull(
         MergeError: the folder exists.
     """
     name, _, revision = repo.partition("@")
+    check_name(name)
     folder = None if metadata_only else (to or Path(name.partition("/")[2]))
     if folder is not None:
         check_free(folder)
