@@ -145,19 +145,23 @@ def bars(
     y: str = "",
     line: float | None = None,
 ) -> None:
-    """Draw bars side by side for each group; ``line`` marks a value to compare with."""
+    """Draw bars side by side around each group's name; ``line`` marks a value to compare with."""
     width = 0.8 / max(len(series), 1)
+    there = [[v[place] is not None for v in series.values()] for place in range(len(groups))]
     for number, (name, values) in enumerate(series.items()):
-        places = [place - 0.4 + width * (number + 0.5) for place in range(len(groups))]
-        known = [_NAN if value is None else value for value in values]
-        axes.bar(places, known, width * 0.95, label=name)
+        places = [
+            place + width * (sum(known[:number]) + 0.5 - sum(known) / 2)
+            for place, known in enumerate(there)
+        ]
+        heights = [_NAN if value is None else value for value in values]
+        axes.bar(places, heights, width * 0.95, label=name)
     if line is not None:
         axes.axhline(line, color="black", linewidth=0.8)
     axes.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right", fontsize=8)
     axes.set_ylabel(y)
     axes.set_title(title)
     if len(series) > 1:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def points(

@@ -261,5 +261,9 @@ def _explain(error: Any) -> str:
         return f"unknown key {path!r}{did_you_mean(str(error['loc'][-1]), _keys_beside(error))}"
     if error["type"] == "missing":
         return f"key {path!r} is missing"
+    if error["type"] in ("model_type", "dict_type"):
+        if error["loc"][0] == "models" and isinstance(error["input"], str):
+            return f"{path}: {error['input']!r} alone is no entry: write - model: {error['input']}"
+        return f"{path}: {error['input']!r} is no mapping: write KEY: VALUE below it"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{path}: {message}" if path else message

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import struct
 import subprocess
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -489,3 +491,89 @@ def test_the_check_finds_weights_that_changed(here: Path, run: Run) -> None:
 def test_a_device_that_is_not_here(refuse: Callable[..., Outcome]) -> None:
     """Said in one line, with what works."""
     assert "try cpu" in refuse(GOOD, "--device", "cuda:77").err
+
+
+def test_a_class_nobody_declared_is_not_recorded_by_guess(here: Path, run: Run) -> None:
+    """Recording it takes words; a text model of an unknown class is recorded as a base."""
+    for model in ("image", "base"):
+        config = json.loads((here / model / "config.json").read_text())
+        config["architectures"] = ["StrangeForCausalLM"]
+        (here / model / "config.json").write_text(json.dumps(config))
+    refused = run("add", "image")
+    assert refused.code == 1
+    assert "StrangeForCausalLM" in refused.err
+    assert "--kind and --modality" in refused.err
+    assert run("add", "image", "--kind", "finetuned", "--modality", "image").code == 0
+    assert run("add", "base").code == 0
+
+
+NAN = """
+import torch
+from mergekit.merge_methods import BasePolicy, InputContract, TensorGroup, merge_method
+from omnireg import hookimpl
+
+@merge_method(
+    name="nothing", pretty_name="Nothing",
+    contract=InputContract(base=BasePolicy.REQUIRED, min_inputs=2, min_non_base=1),
+)
+def nothing(group: TensorGroup) -> torch.Tensor:
+    return group.base.tensor * float("nan")
+
+@hookimpl
+def omnireg_register_strategies(register):
+    register(nothing)
+"""
+
+
+def test_a_method_that_makes_nan_is_found_out(here: Path, refuse: Callable[..., Outcome]) -> None:
+    """The inputs were good: it is the method's doing."""
+    (here / "nothing.py").write_text(NAN)
+    said = refuse(GOOD.replace("average", "nothing"), "--plugin", "nothing.py").err
+    assert "nothing makes NaN or Inf of finite inputs, in tensor" in said
+
+
+def test_entries_that_are_no_mappings(refuse: Callable[..., Outcome]) -> None:
+    """The commonest slips of YAML, in words of YAML."""
+    assert "write - model: image" in refuse(GOOD.replace("- model: image", "- image")).err
+    assert "'mmer' is no mapping" in refuse(GOOD + "omnireg: mmer\n").err
+
+
+def test_an_interrupt_waits_for_an_import() -> None:
+    """It is raised when the block is done, and not swallowed by what the block does."""
+    from omnireg.cli.output import interrupted_after
+
+    done = []
+
+    def work() -> None:
+        with interrupted_after():
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                done.append(1)
+            except KeyboardInterrupt:
+                done.append(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [1]
+
+
+def test_an_export_that_cannot_be_written(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the unfinished file cannot be looked for."""
+    assert run("add", "base").code == 0
+    unlink, opened = Path.unlink, Path.open
+
+    def refusing(call: Any) -> Any:
+        def refuse(self: Path, *arguments: Any, **named: Any) -> Any:
+            if self.suffix == ".partial":
+                raise OSError(30, "Read-only file system")
+            return call(self, *arguments, **named)
+
+        return refuse
+
+    monkeypatch.setattr(Path, "unlink", refusing(unlink))
+    monkeypatch.setattr(Path, "open", refusing(opened))
+    done = run("export", "--out", "e.yml")
+    assert done.code == 1
+    assert "cannot write e.yml: Read-only file system" in done.err

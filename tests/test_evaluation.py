@@ -580,3 +580,13 @@ def test_files_that_changed_are_not_measured(run: Run, tmp_path: Path) -> None:
         assert [(p.name, p.role) for p in other.parents] == [("base", "finetuned_from")]
     shutil.rmtree(tmp_path / "m")
     assert "which is gone" in run("eval", "m", "--tasks", tmp_path / "i.jsonl").err
+
+
+def test_a_placeholder_without_its_medium_is_not_scored(run: Run, family: None) -> None:
+    """What somebody forgot to list would be a wrong answer of the model otherwise."""
+    Path("i.jsonl").write_text('{"prompt": "<image> Which digit?", "answer": "b"}\n')
+    done = run("eval", "image", "--tasks", "i.jsonl", "--no-chat-template")
+    assert done.code == 1
+    assert "<image> in its prompt and no image" in done.err
+    with Registry() as book:
+        assert book.scores("image") == []

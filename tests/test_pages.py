@@ -162,26 +162,6 @@ def package(folder: Path) -> None:
         (folder / f"{sense}.jsonl").write_text("\n".join(lines[::400]), "utf-8")
 
 
-def points(folder: Path) -> None:
-    """Have a host of a class that nobody has, and a recipe with it."""
-    place = shutil.copytree(folder / "family/depth", folder / "family/points")
-    own = {"vision_tower": "point_tower", "multi_modal_projector": "point_projector"}
-    tensors = load_file(place / "model.safetensors")
-    for old, new in own.items():
-        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
-    (place / "model.safetensors").unlink()  # it may be linked
-    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
-    config = (place / "config.json").read_text("utf-8")
-    mine = config.replace("LlavaForConditionalGeneration", "PointChatForConditionalGeneration")
-    (place / "config.json").unlink()
-    (place / "config.json").write_text(mine, "utf-8")
-    (folder / "points.yml").write_text(
-        "merge_method: omni_ties\nbase_model: family/base\nmodels:\n"
-        "  - model: family/points\nomnireg: {host: family/points}\n"
-        "parameters: {density: 0.5}\n"
-    )
-
-
 def text_recipe(folder: Path) -> None:
     """Have a recipe of text models for mergekit's own command."""
     (folder / "ties.yml").write_text(
@@ -218,7 +198,7 @@ PAGES: dict[str, tuple[str, Preparation]] = {
     "docs/index.md": ("family", recorded),
     "docs/tutorial/first-merge.md": ("family", nothing),
     "docs/tutorial/omni-model.md": ("demo", nothing),
-    "docs/how-to/add-a-host-class.md": ("family", points),
+    "docs/how-to/add-a-host-class.md": ("family", nothing),
     "docs/how-to/analyse.md": ("demo", nothing),
     "docs/how-to/declare-a-registry.md": ("family", shipped),
     "docs/how-to/evaluate.md": ("demo", nothing),
@@ -324,6 +304,9 @@ def _run(line: str, run: Run, here: Path) -> None:
     words = shlex.split(line, comments=True)
     if words[:1] == ["grep"]:
         subprocess.run(line, shell=True, check=True, cwd=here)
+        return
+    if words[:1] == ["python"]:
+        subprocess.run([sys.executable, *words[1:]], check=True, cwd=here)
         return
     if words[:1] != ["omnireg"]:
         return

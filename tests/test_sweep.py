@@ -434,7 +434,23 @@ def test_abilities_are_means_over_their_benchmarks(told: Registry) -> None:
     image = {row.ability: row for row in found.against[1].abilities}
     assert image["other"].retention == pytest.approx(0.5)
     assert found.against[3].retention == pytest.approx(2)
+    assert found.more_siblings == 0
     assert [s.signature for s in found.signatures] == ["instruction_following_collapse"]
+
+
+def test_siblings_are_the_best_of_all_and_the_others_are_counted(told: Registry) -> None:
+    """Merges and packages of the same models; newer ones do not push better ones out."""
+    parents = [p for p in told.find("merge").parents if p.role in ("model", "base")]
+    for number in range(14):
+        kind = "package" if number == 13 else "merged"
+        told.add_checkpoint(f"new-{number}", kind=kind, parents=parents)
+        told.add_score(f"new-{number}", "MMLU", 10.0 + number, evaluator="<me>", n=100)
+    found = report(told, "merge")
+    siblings = [a.name for a in found.against if a.relation == "sibling"]
+    assert siblings[:2] == ["other", "new-13"]
+    assert len(siblings) == 12
+    assert found.more_siblings == 3
+    assert "3 more siblings are not shown" in found.markdown()
 
 
 def test_the_page_in_every_form(told: Registry, run: Run, tmp_path: Path) -> None:

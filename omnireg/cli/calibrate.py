@@ -109,7 +109,10 @@ def calibrate_command(
     print_table((*names, *(s or found.criterion for s in senses), "mean"), rows)
     click.echo(f"\nthe best {len(rows)} of {len(found.trials)} by {found.criterion}; chosen:\n")
     click.echo(found.text.rstrip())
-    hint(f"\nnext: {to_type('merge', out or 'RECIPE.yml', 'omni')}")
+    if out is None:
+        hint("\nto keep the recipe: --out RECIPE.yml")
+    else:
+        hint(f"\nnext: {to_type('merge', out, out.stem)}")
 
 
 def score_of(

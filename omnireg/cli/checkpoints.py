@@ -84,6 +84,9 @@ def list_command(
     if settings.as_json:
         print_json([record.to_json() for record in found])
         return
+    if not found:
+        hint("no checkpoint matches")
+        return
     columns = ("name", "kind", "modalities", "strategy", "fingerprint", "created (UTC)")
     print_table(columns, [_row(record) for record in found])
 

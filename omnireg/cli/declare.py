@@ -103,6 +103,9 @@ def events_command(settings: Settings, name: str | None, limit: int) -> None:
     if settings.as_json:
         print_json([event.to_json() for event in found])
         return
+    if not found and name:
+        hint(f"nothing is recorded of {name}")
+        return
     columns = ("at (UTC)", "actor", "action", "what")
     rows = [(f"{e.at:%Y-%m-%d %H:%M:%S}", e.actor, str(e.action), _described(e)) for e in found]
     print_table(columns, rows)

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from omnireg.cli.output import Settings, common_options, hint, print_json, progress_bar
+from omnireg.cli.output import (
+    Settings,
+    common_options,
+    hint,
+    interrupted_after,
+    print_json,
+    progress_bar,
+)
 from omnireg.errors import to_type
 
 if TYPE_CHECKING:
@@ -52,10 +59,11 @@ class MergeCommand(click.Command):
 
     def learn(self) -> None:
         """Add mergekit's options to ours."""
-        from omnireg.engine.tools import merge_options
-
         if not self.foreign:
-            self.foreign = merge_options()
+            with interrupted_after():
+                from omnireg.engine.tools import merge_options
+
+                self.foreign = merge_options()
             self.params.extend(self.foreign)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

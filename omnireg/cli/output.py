@@ -5,7 +5,9 @@ Data goes to stdout, everything else to stderr.
 
 import json
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,6 +116,22 @@ class DefaultGroup(click.Group):
         if first not in self.commands and not (helped and first is None):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+
+@contextmanager
+def interrupted_after() -> Iterator[None]:
+    """Put an interrupt off until the block is done; amid an import, libraries swallow it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def check_files(*files: Path | None, plot: Path | None = None) -> None:

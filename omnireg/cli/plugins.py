@@ -55,13 +55,15 @@ def show_strategy(settings: Settings, name: str) -> None:
     """Show a merge method and its parameters."""
     methods = PluginHost().methods()
     if name not in methods:
-        raise ConfigError(f"unknown strategy {name!r}{did_you_mean(name, methods)}")
+        hint = did_you_mean(name, methods)
+        raise ConfigError(f"unknown strategy {name!r}{hint}; see: omnireg strategies")
     found = _described(methods[name])
     if settings.as_json:
         print_json(found)
         return
     click.echo(f"{found['name']} · {found['pretty_name']}")
-    click.echo(f"from {found['distribution']} {found['version']}, see {found['reference']}")
+    see = f", see {found['reference']}" if found["reference"] else ""
+    click.echo(f"from {found['distribution']} {found['version']}{see}")
     columns = ("name", "scope", "type", "default", "required", "description")
     print_table(columns, [[_brief(p[c]) for c in columns] for p in found["parameters"]])
 

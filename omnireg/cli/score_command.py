@@ -45,7 +45,7 @@ def command_score(command: str | None, tasks: str | None) -> Scorer | None:
             found: float | Mapping[str, float] = json.loads(last)
         except ValueError as exc:
             raise EvaluationError(
-                f"{words[0]} printed {last!r} last; print a number, or a JSON object by modality"
+                f"{words[0]} printed {last!r} last; print a number, or a JSON object of numbers"
             ) from exc
         return found
 

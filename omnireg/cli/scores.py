@@ -155,4 +155,5 @@ def import_command(settings: Settings, name: str, file: Path, replace: bool) -> 
         print_json([score.to_json() for score in found])
         return
     print_scores(found)
-    hint(f"\n{document.evaluator} says it measured {document.model or 'something'}")
+    measured = document.model or "a model that it does not name"
+    hint(f"\n{document.evaluator} says it measured {measured}")

@@ -143,7 +143,11 @@ def _differences(before: Any, now: Any) -> Iterator[str]:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
-            yield f"{key} changed ({', '.join(changed[:3])})"
+            said = [
+                k if isinstance(old.get(k), list) else f"{k} was {old.get(k)}, is {new.get(k)}"
+                for k in changed[:3]
+            ]
+            yield f"{key} changed ({', '.join(said)})"
         else:
             yield f"{key} was {old}, is {new}"
 

@@ -1,13 +1,21 @@
 """What goes into the registry: a checkpoint as it lies on disk, and a run from start to end."""
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from omnireg.alignment import LanguageModel
+from omnireg.alignment import LanguageModel, find_language_model
 from omnireg.checkpoint import Checkpoint, open_checkpoint
 from omnireg.engine.provenance import versions
-from omnireg.errors import CheckpointError, OmniregError, RegistryError, did_you_mean, to_type
+from omnireg.errors import (
+    CheckpointError,
+    OmniregError,
+    PlanError,
+    RegistryError,
+    did_you_mean,
+    to_type,
+)
+from omnireg.hookspecs import HostLayout
 from omnireg.host import PluginHost
 from omnireg.package import Package, fingerprint_of, is_package
 from omnireg.planning import Plan, Shape
@@ -72,7 +80,10 @@ def add(
     checkpoint = open_checkpoint(ref, weights=False)
     if not checkpoint.remote:
         _ = checkpoint.tensors  # a damaged file is refused before it is recorded
-    layout = PluginHost().layouts.get(checkpoint.architecture)
+    layouts = PluginHost().layouts
+    layout = layouts.get(checkpoint.architecture)
+    if layout is None and kind is None and not checkpoint.remote:
+        _check_text(checkpoint, layouts)
     senses = sorted(modalities) or sorted(layout.senses if layout else ())
     given = [_split(book, parent) for parent in parents]
     kind = kind or (Kind.FINETUNED if given or senses else Kind.BASE)
@@ -81,6 +92,20 @@ def add(
     return record_checkpoint(
         book, checkpoint, kind=kind, name=name, modalities=senses, parents=found
     )
+
+
+def _check_text(checkpoint: Checkpoint, layouts: Mapping[str, HostLayout]) -> None:
+    """Refuse a checkpoint of an unknown class that is more than a text model.
+
+    Raises:
+        RegistryError: says how to record it.
+    """
+    try:
+        find_language_model(checkpoint, layouts)
+    except PlanError as exc:
+        raise RegistryError(
+            f"{exc}; to record it all the same, say what it is: --kind and --modality"
+        ) from exc
 
 
 def _split(book: Registry, parent: str) -> tuple[str, str | None]:

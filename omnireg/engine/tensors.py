@@ -171,6 +171,11 @@ class Job:
             result = self._task().execute(tensors=self._inputs())
         if result is None:
             raise MergeError(f"{plan.recipe.merge_method} left out tensor {self.merged.name}")
+        if not self.settings.allow_nonfinite and not bool(torch.isfinite(result).all()):
+            raise MergeError(
+                f"{plan.recipe.merge_method} makes NaN or Inf of finite inputs, in tensor"
+                f" {self.merged.name}; look at its parameters, or pass --allow-nonfinite"
+            )
         return result.to(device="cpu", dtype=TORCH_DTYPES()[self.merged.dtype])  # type: ignore[no-any-return]
 
     def side_outputs(self) -> tuple[torch.Tensor, dict[str, Any], int | None]:
@@ -266,7 +271,8 @@ def check_finite(ref: str, name: str, tensor: torch.Tensor) -> None:
 def nonfinite(ref: str, name: str) -> OmniregError:
     """Return the error about a tensor with NaN or Inf."""
     return CheckpointError(
-        f"{ref}: tensor {name} holds NaN or Inf; fix the checkpoint, or pass --allow-nonfinite"
+        f"{ref}: tensor {name} holds NaN or Inf; fix the checkpoint, or merge it with"
+        " --allow-nonfinite"
     )
 
 

@@ -98,9 +98,10 @@ def run_tool(tool: str, arguments: Sequence[str], host: PluginHost) -> None:
         raise
     except Exception as exc:
         message = " ".join(str(exc).split()) or type(exc).__name__
+        local = isinstance(exc, OSError) and exc.filename  # a file here, not one of the Hub
         offline = isinstance(exc, OSError) or type(exc).__module__.startswith("httpx")
         hint = _CARD_HINT if offline and tool in ("yaml", "multi") else "--traceback shows where"
-        raise MergeError(f"mergekit {tool}: {message} ({hint})") from exc
+        raise MergeError(f"mergekit {tool}: {message}{'' if local else f' ({hint})'}") from exc
 
 
 def advise(tool: str, arguments: Sequence[str], host: PluginHost) -> Advice:

@@ -329,6 +329,8 @@ class Package:
         try:
             return json.loads((self.folder / name).read_text(encoding="utf-8"))
         except FileNotFoundError as exc:
+            if not self.folder.is_dir():
+                raise CheckpointError(f"there is no folder {self.folder}") from exc
             raise CheckpointError(f"{self.folder} is not a package: it has no {name}") from exc
         except (OSError, ValueError) as exc:
             raise CheckpointError(f"cannot read {self.folder / name}: {exc}") from exc

@@ -112,7 +112,8 @@ def _filled(row: CheckpointRow, fact: str, known: str | None, said: str | None) 
 
 def _conflict(row: CheckpointRow, fact: str, known: object, said: object) -> RegistryError:
     return RegistryError(
-        f"checkpoint {row.name!r} is recorded with {fact} {known}, not {said}: use another name"
+        f"checkpoint {row.name!r} is recorded with {fact} {known}, not {said}: use another name, or"
+        " change the record with `omnireg apply`"
     )
 
 

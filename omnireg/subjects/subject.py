@@ -98,6 +98,12 @@ class Subject(ABC):
                         f"item {item.id} has {modality}, which {self.folder} does not take in"
                         f"{did_you_mean(modality, self.placeholders)}: it takes in {known}"
                     )
+            for modality in self.placeholders:
+                if f"<{modality}>" in item.prompt and modality not in item.modalities:
+                    raise EvaluationError(
+                        f"item {item.id} has <{modality}> in its prompt and no {modality}; add it,"
+                        " or take the placeholder out"
+                    )
 
     def answer(self, inputs: dict[str, Any], max_new_tokens: int) -> list[Response]:
         """Answer a batch of prepared inputs greedily."""

@@ -37,8 +37,8 @@ from omnireg.workflows.pages import (
 )
 
 OTHER = "other"
-#: so many siblings are compared, out of the newest that share a parent
-_MOST_SIBLINGS, _LOOKED_AT = 12, 1000
+#: so many siblings are shown, the best of the newest that share a parent
+_MOST_SIBLINGS, _LOOKED_AT = 12, 500
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class Report:
         signatures: of failure.
         analyses: of its weights and heads.
         lineage: its ancestors.
+        more_siblings: how many siblings share a benchmark too, and are weaker than those compared.
     """
 
     record: Checkpoint
@@ -116,6 +117,7 @@ class Report:
     signatures: tuple[Signature, ...]
     analyses: tuple[Analysis, ...]
     lineage: Lineage
+    more_siblings: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the sections of ``omnireg report --json``."""
@@ -200,6 +202,8 @@ class Report:
             " round where lower is better."
         )
         yield Table(columns, rows)
+        if self.more_siblings:
+            yield Text(f"{self.more_siblings} more siblings are not shown: these are the best.")
         if drawn:
             svg = BytesIO()
             try:
@@ -236,11 +240,17 @@ def report(book: Registry, name: str, *, source: str | None = None) -> Report:
         RegistryError: it is not recorded.
     """
     record = find_record(book, name)
-    found = []
+    every = []
     for relation, other in _others(book, record):
         comparison = book.compare(record.name, against=other, source=source)
         if comparison.rows:
-            found.append(Against(relation, comparison, _abilities(comparison)))
+            every.append(Against(relation, comparison, _abilities(comparison)))
+    # the strongest siblings are those of which least is reached
+    siblings = sorted(
+        (each for each in every if each.relation == "sibling"),
+        key=lambda each: (each.retention is None, each.retention),
+    )
+    found = [*(e for e in every if e.relation != "sibling"), *siblings[:_MOST_SIBLINGS]]
     return Report(
         record,
         tuple(s for s in book.scores(record.name) if source is None or source in s.measured_by),
@@ -248,6 +258,7 @@ def report(book: Registry, name: str, *, source: str | None = None) -> Report:
         tuple(book.check_scores(record.name)),
         tuple(book.analyses(record.name)),
         book.lineage(record.name, direction="up", depth=3),
+        max(len(siblings) - _MOST_SIBLINGS, 0),
     )
 
 
@@ -270,9 +281,14 @@ def _siblings(book: Registry, record: Checkpoint) -> list[str]:
     own = _made_of(record)
     if not own:
         return []
-    near = book.checkpoints(kind=record.kind, parent=min(own), limit=_LOOKED_AT)
-    return [each.name for each in near if each.name != record.name and _made_of(each) == own][
-        :_MOST_SIBLINGS
+    tuned = record.kind is Kind.FINETUNED
+    near = book.checkpoints(parent=min(own), limit=_LOOKED_AT)
+    return [
+        each.name
+        for each in near
+        if each.name != record.name
+        and (each.kind is Kind.FINETUNED) == tuned
+        and _made_of(each) == own
     ]
 
 

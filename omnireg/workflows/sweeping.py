@@ -160,8 +160,10 @@ def preview(
     if measuring is not None:
         _evaluators(measuring, keep, host)
     place = nearest(out)
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    if not place.is_dir():
         raise ConfigError(f"cannot make the folder {out}: {place} is in the way; name another")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write to {place}; name another folder with --out")
     if not grid:
         raise ConfigError("nothing varies: give --grid P=a,b,c or --grid P=start:stop:step")
     parsed, _ = as_recipe(recipe)
@@ -228,7 +230,10 @@ def sweep(
     seen = preview(
         parsed, grid, out, prefix=prefix, keep=keep, together=together, plugins=host
     )  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"cannot make the folder {out}: {exc.strerror}; name another") from exc
     work = _Work(how, evaluators, book or Registry(), host, threads, progress)
     notebook = Notebook(out / TRIALS, how.by)
     at = dict(zip(seen.names, points(grid), strict=True))

@@ -91,7 +91,9 @@ class Notebook:
                 if line.get("by", by) == by:
                     self._known[line["recipe"]] = {"values": line["values"], **line}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise ConfigError(f"{file} holds no trials: {exc!r}; name a new file") from exc
+            raise ConfigError(
+                f"{file} holds no trials ({exc}); move it away, or name another place"
+            ) from exc
 
     def recall(self, recipe: str) -> dict[str, Any] | None:
         """Return what was noted of a recipe's digest."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def write(items: Callable[[], Iterator[tuple[str, dict[str, Any]]]], path: Path)
     except OSError as exc:
         raise RegistryError(f"cannot write {path}: {exc.strerror}: check the folder") from exc
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what hindered writing may hinder this too
+            partial.unlink(missing_ok=True)
 
 
 def items(session: Session) -> Iterator[tuple[str, dict[str, Any]]]:
