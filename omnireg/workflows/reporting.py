@@ -240,17 +240,14 @@ def report(book: Registry, name: str, *, source: str | None = None) -> Report:
         RegistryError: it is not recorded.
     """
     record = find_record(book, name)
-    every = []
-    for relation, other in _others(book, record):
+    relations = _relatives(record)
+    siblings = [s for s in _best_siblings(book, record, source) if s not in relations]
+    relations |= dict.fromkeys(siblings[:_MOST_SIBLINGS], "sibling")
+    found = []
+    for other, relation in relations.items():
         comparison = book.compare(record.name, against=other, source=source)
         if comparison.rows:
-            every.append(Against(relation, comparison, _abilities(comparison)))
-    # the strongest siblings are those of which least is reached
-    siblings = sorted(
-        (each for each in every if each.relation == "sibling"),
-        key=lambda each: (each.retention is None, each.retention),
-    )
-    found = [*(e for e in every if e.relation != "sibling"), *siblings[:_MOST_SIBLINGS]]
+            found.append(Against(relation, comparison, _abilities(comparison)))
     return Report(
         record,
         tuple(s for s in book.scores(record.name) if source is None or source in s.measured_by),
@@ -262,18 +259,26 @@ def report(book: Registry, name: str, *, source: str | None = None) -> Report:
     )
 
 
-def _others(book: Registry, record: Checkpoint) -> list[tuple[str, str]]:
-    """Return (relation, name) of base, parents and siblings, each once."""
-    found: dict[str, str] = {}
-    for parent in record.parents:
-        if parent.role in (Role.BASE, Role.FINETUNED_FROM):
-            found.setdefault(parent.name, "base")
+def _relatives(record: Checkpoint) -> dict[str, str]:
+    """Return base and parents by name, the base first."""
+    bases = (Role.BASE, Role.FINETUNED_FROM)
+    found = {parent.name: "base" for parent in record.parents if parent.role in bases}
     for parent in record.parents:
         found.setdefault(parent.name, "parent")
-    for sibling in _siblings(book, record):
-        found.setdefault(sibling, "sibling")
-    order = ("base", "parent", "sibling")
-    return sorted(((r, n) for n, r in found.items()), key=lambda pair: order.index(pair[0]))
+    return found
+
+
+def _best_siblings(book: Registry, record: Checkpoint, source: str | None) -> list[str]:
+    """Return siblings that share a benchmark, those first that reach most of this one's scores."""
+    siblings = _siblings(book, record)
+    if not siblings:
+        return []
+    rows = book.compare(siblings, against=record.name, source=source).rows
+    reached: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.values.items():
+            reached.setdefault(name, []).append(value.retention or 0.0)
+    return sorted(reached, key=lambda name: -fmean(reached[name]))
 
 
 def _siblings(book: Registry, record: Checkpoint) -> list[str]:
