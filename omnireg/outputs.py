@@ -32,8 +32,13 @@ def check_free(out: Path) -> None:
             f"{out.name[:40]}… is too long for a folder; use at most {_LONGEST_NAME} bytes"
         )
     parent = nearest(out.parent)
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    if not is_open(parent):
         raise MergeError(f"cannot write to {parent}; choose another folder")
+
+
+def is_open(place: Path) -> bool:
+    """Whether a folder can be written to."""
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
 
 
 def nearest(folder: Path) -> Path:

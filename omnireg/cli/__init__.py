@@ -45,10 +45,6 @@ COMMANDS = {
 }
 
 
-#: commands that find what they had finished
-_GOES_ON = {"merge", "sweep", "heads"}
-
-
 class LazyGroup(click.Group):
     """A group whose commands live in modules of their own."""
 
@@ -101,9 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
-        words = sys.argv[1:] if arguments is None else arguments
-        goes_on = any(word in _GOES_ON for word in words)
-        more = "; the same command goes on with what is finished" if goes_on else ""
+        more = "; the same command goes on with what is finished" if settings.goes_on else ""
         click.echo(f"interrupted{more}", err=True)
         return 130
     except OmniregError as exc:

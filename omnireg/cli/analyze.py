@@ -159,6 +159,7 @@ def heads_command(
         from omnireg.workflows.analysing import record_heads
 
         items = read_items(probe)
+        settings.goes_on = True
         with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
             found, recorded = record_heads(
                 book, model, items, folder=keep, layers=layers or None, chat=chat_template,

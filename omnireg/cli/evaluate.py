@@ -52,13 +52,11 @@ def conduct_options(command: F) -> F:
     return command
 
 
-def conduct_of(
-    how: dict[str, Any], tick: Callable[[str, int, int], None] = lambda stage, done, total: None
-) -> "Conduct":
+def conduct_of(how: dict[str, Any], **more: Any) -> "Conduct":
     """Return how something is measured, from the options."""
     from omnireg.hookspecs import Conduct
 
-    return Conduct(**how, tick=tick)
+    return Conduct(**how, **more)
 
 
 def listed(tasks: str | None) -> list[str]:
@@ -88,7 +86,7 @@ def eval_command(
     with settings.open_registry() as book, progress_bar(settings.quiet, at_once=False) as progress:
         found = evaluate(
             book, name, listed(tasks), evaluator=evaluator, ability=ability,
-            conduct=conduct_of(how, progress),
+            conduct=conduct_of(how, tick=progress),
         )  # fmt: skip
     scores = [each.score for each in found]
     if settings.as_json:

@@ -123,6 +123,7 @@ def merge_command(
     """
     from omnireg.engine import merge
 
+    settings.goes_on = not no_resume
     book = nullcontext(None) if no_record else settings.open_registry()
     with book as registry, progress_bar(settings.quiet) as progress:
         receipt = merge(

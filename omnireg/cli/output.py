@@ -27,13 +27,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass
 class Settings:
-    """The common options, wherever on the command line they stood."""
+    """The common options, wherever on the command line they stood.
+
+    Attributes:
+        goes_on: whether the command, if it is stopped, finds again what it had finished; it says so
+            itself.
+    """
 
     registry: str | None = None
     as_json: bool = False
     quiet: bool = False
     verbose: int = 0
     traceback: bool = False
+    goes_on: bool = False
 
     def open_registry(self) -> "Registry":
         """Return the registry that was named, or the default one."""

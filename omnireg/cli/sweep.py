@@ -72,6 +72,7 @@ def sweep_command(
         )  # fmt: skip
         _show_preview(settings, seen)
         return
+    settings.goes_on = True
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
         found = sweep(
             config, values, place, measuring=measuring, book=book, prefix=prefix, keep=keep,

@@ -462,7 +462,7 @@ class Registry:
         """
         from omnireg.registry.declare import exporting
 
-        exporting.write(self.items, Path(out))
+        exporting.write(self.items(), Path(out))
 
     def sql(self, query: str, *, limit: int | None = 1000) -> reading.Answer:
         """Return what a SELECT over the documented views finds; nothing can be written."""

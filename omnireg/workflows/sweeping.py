@@ -1,6 +1,5 @@
 """A grid of merges: each point is merged, measured, recorded with its lineage, and ranked."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from omnireg.errors import ConfigError
 from omnireg.evaluation.generative import EVALUATOR, read_tasks
 from omnireg.hookspecs import Conduct, Result
 from omnireg.host import PluginHost
-from omnireg.outputs import nearest
+from omnireg.outputs import is_open, nearest
 from omnireg.package import fingerprint_of
 from omnireg.planning import Shape, plan
 from omnireg.planning.output import Output as Files
@@ -162,7 +161,7 @@ def preview(
     place = nearest(out)
     if not place.is_dir():
         raise ConfigError(f"cannot make the folder {out}: {place} is in the way; name another")
-    if not os.access(place, os.W_OK | os.X_OK):
+    if not is_open(place):
         raise ConfigError(f"cannot write to {place}; name another folder with --out")
     if not grid:
         raise ConfigError("nothing varies: give --grid P=a,b,c or --grid P=start:stop:step")
@@ -249,7 +248,7 @@ def sweep(
         batch, waiting = waiting[: seen.together], waiting[seen.together :]
         for job, fingerprint in work.merged(batch):
             trial = work.scored(job, at[job.name])
-            check_alike([*(point.trial for point in done), trial])
+            check_alike(done[0].trial if done else trial, trial)
             notebook.note(job.recipe.digest, trial, name=job.name, fingerprint=fingerprint)
             done.append(SweepPoint(job.name, job.out, fingerprint, trial))
             _tidy(done, keep)

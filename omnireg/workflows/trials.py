@@ -1,7 +1,7 @@
 """Settings that were tried and what came of them, kept in a file so that a search can go on."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -50,13 +50,12 @@ def numbers(said: float | Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def check_alike(trials: Sequence[Trial]) -> None:
+def check_alike(first: Trial, last: Trial) -> None:
     """Refuse trials that cannot be ranked.
 
     Raises:
         EvaluationError: the last one's values have other names than the first one's.
     """
-    first, last = trials[0], trials[-1]
     if set(first.values) != set(last.values):
         before, now = (", ".join(sorted(t.values)) or "one number" for t in (first, last))
         raise EvaluationError(

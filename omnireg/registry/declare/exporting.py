@@ -1,7 +1,7 @@
 """The registry as a manifest that `apply` reads: what is exported and applied exports the same."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +36,7 @@ _SCORE = (
 )  # fmt: skip
 
 
-def write(items: Callable[[], Iterator[tuple[str, dict[str, Any]]]], path: Path) -> None:
+def write(found: Iterable[tuple[str, dict[str, Any]]], path: Path) -> None:
     """Write a manifest of items: JSON Lines if the file's name ends so, else YAML.
 
     Raises:
@@ -46,9 +46,9 @@ def write(items: Callable[[], Iterator[tuple[str, dict[str, Any]]]], path: Path)
     try:
         with partial.open("w", encoding="utf-8") as stream:
             if path.suffix in (".jsonl", ".ndjson"):
-                stream.writelines(lines(items()))
+                stream.writelines(lines(found))
             else:
-                stream.write(as_yaml(items()))
+                stream.write(as_yaml(found))
         partial.replace(path)
     except OSError as exc:
         raise RegistryError(f"cannot write {path}: {exc.strerror}: check the folder") from exc
