@@ -213,6 +213,24 @@ def test_an_interrupted_sweep_says_so_in_its_runs(
     assert len(sweep(TEXT, GRID, tmp_path / "s", book=book).points) == 3
 
 
+def test_an_interrupt_says_whether_the_command_goes_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep does; looking does not, whatever the checkpoint is called."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "r.yml").write_text(TEXT)
+    monkeypatch.setattr(running, "_complete", interrupted)
+    done = run("sweep", "r.yml", "--grid", "alpha0=0.1")
+    assert done.code == 130
+    assert done.err.strip() == "interrupted; the same command goes on with what is finished"
+    monkeypatch.setattr(Registry, "find", interrupted)
+    looked = run("show", "merge")
+    assert (looked.code, looked.err.strip()) == (130, "interrupted")
+
+
 def test_only_the_best_stays_if_asked(tmp_path: Path) -> None:
     """Others are removed after they were scored; the best is merged again if it is gone."""
     measuring = Measuring(score=lambda folder: -alpha_of(folder), name="low")

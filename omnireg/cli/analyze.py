@@ -142,6 +142,7 @@ def heads_command(
     Heads that were asked before are not asked again, so it can be stopped and goes on. With
     --logits DIR the figures are computed from original.jsonl and layerLL-headHH.jsonl.
     """
+    settings.goes_on = logits is None
     check_files(plot=plot)
     recorded = True
     if logits is not None:
@@ -159,7 +160,6 @@ def heads_command(
         from omnireg.workflows.analysing import record_heads
 
         items = read_items(probe)
-        settings.goes_on = True
         with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
             found, recorded = record_heads(
                 book, model, items, folder=keep, layers=layers or None, chat=chat_template,

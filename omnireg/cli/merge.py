@@ -121,9 +121,9 @@ def merge_command(
 
     CONFIG is mergekit's YAML; its key ``omnireg:`` says what the result should be.
     """
+    settings.goes_on = not no_resume
     from omnireg.engine import merge
 
-    settings.goes_on = not no_resume
     book = nullcontext(None) if no_record else settings.open_registry()
     with book as registry, progress_bar(settings.quiet) as progress:
         receipt = merge(

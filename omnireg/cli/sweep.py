@@ -55,6 +55,7 @@ def sweep_command(
 
     It can be stopped and goes on: finished points are noted in OUT/points.jsonl.
     """
+    settings.goes_on = not dry_run
     from omnireg.workflows import parse_grid
     from omnireg.workflows.sweeping import Measuring, preview, sweep
 
@@ -72,7 +73,6 @@ def sweep_command(
         )  # fmt: skip
         _show_preview(settings, seen)
         return
-    settings.goes_on = True
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
         found = sweep(
             config, values, place, measuring=measuring, book=book, prefix=prefix, keep=keep,
