@@ -29,14 +29,16 @@ if TYPE_CHECKING:
     from mergekit.merge_methods import MergeMethod
 
 DISABLE_VARIABLE = "OMNIREG_DISABLE_PLUGINS"
+#: what the version of a single-file plugin begins with; the file's digest follows
+FILE_VERSION = "sha256:"
 _HOOKS = (
     "omnireg_register_strategies",
     "omnireg_register_hosts",
     "omnireg_register_evaluators",
 )
 _log = logging.getLogger(PROJECT)
-#: what this process made known to mergekit; a plugin may build its method anew in every host
-_installed: "dict[str, Origin]" = {}
+#: what plugins made known to mergekit in this process; whatever else it knows is its own
+_installed: "dict[str, MergeMethod]" = {}
 
 
 class Status(StrEnum):
@@ -53,6 +55,13 @@ class Origin:
     distribution: str
     version: str
     entry_point: str
+
+    @property
+    def way_out(self) -> str:
+        """What to do when a name of this origin is taken."""
+        if self.version.startswith(FILE_VERSION):
+            return f"choose another name in {self.entry_point}"
+        return f"uninstall {self.distribution}, or set {DISABLE_VARIABLE}={self.distribution}"
 
 
 @dataclass(frozen=True)
@@ -174,7 +183,7 @@ class PluginHost:
             digest = sha256(path.read_bytes()).hexdigest()
         except OSError as exc:
             raise PluginError(f"cannot read plugin {path}: {exc.strerror}") from exc
-        origin = Origin(path.name, f"sha256:{digest}", str(path))
+        origin = Origin(path.name, f"{FILE_VERSION}{digest}", str(path))
         plugin = self._load(origin, lambda: _supported_file(path, digest, origin), warn=False)
         if plugin.status is Status.BROKEN:
             raise PluginError(f"plugin {path} is broken: {plugin.error}")
@@ -204,7 +213,7 @@ class PluginHost:
                         raise PluginError(
                             f"host class {architecture!r} is registered by both"
                             f" {origin.distribution} and {plugin.origin.distribution};"
-                            f" set {DISABLE_VARIABLE}={plugin.origin.distribution}"
+                            f" {plugin.origin.way_out}"
                         )
         return {name: layout for name, (layout, _) in found.items()}
 
@@ -223,34 +232,31 @@ class PluginHost:
         Raises:
             PluginError: two distributions, or a plugin and mergekit, claim one name.
         """
-        from mergekit.merge_methods import registered_methods
-
         origin = Origin("mergekit", importlib.metadata.version("mergekit"), "mergekit")
         found = self.strategies
-        for method in registered_methods():
-            name = method.spec.name
+        for name, method in _mergekits_own().items():
             ours = found.setdefault(name, Strategy(name, method, origin))
-            again = _installed.get(name) == ours.origin
-            if ours.origin is not origin and not again and ours.load() is not method:
+            if ours.origin is not origin and ours.load() is not method:
                 raise PluginError(
                     f"strategy {name!r} of {ours.origin.distribution} has the name of a method of"
-                    f" mergekit; set {DISABLE_VARIABLE}={ours.origin.distribution}"
+                    f" mergekit; {ours.origin.way_out}"
                 )
         return dict(sorted(found.items()))
 
     def install(self) -> None:
-        """Make every plugin's strategies known to mergekit in this process; twice is a no-op.
+        """Make every plugin's strategies known to mergekit, in place of those of another host.
 
         Raises:
             PluginError: a name clash; a strategy that cannot be imported only warns.
         """
-        from mergekit.merge_methods import register, registered_methods
+        from mergekit.merge_methods import register, registry
 
-        known = {method.spec.name for method in registered_methods()}
-        for strategy in self.methods().values():
-            if strategy.name not in known and (method := strategy.load_or_warn()):
+        own = _mergekits_own()
+        for name, strategy in self.methods().items():
+            if name not in own and (method := strategy.load_or_warn()):
+                registry._METHODS.pop(name, None)  # mergekit offers no other way
                 register(method)
-                _installed[strategy.name] = strategy.origin
+                _installed[name] = method
 
     def broken(self) -> list[Plugin]:
         """Return the plugins that could not be loaded."""
@@ -318,10 +324,17 @@ def _by_name(what: str, registered: Iterable[_Registered]) -> dict[str, _Registe
             raise PluginError(
                 f"{what} {each.name!r} is registered by both"
                 f" {other.origin.distribution} {other.origin.version} and"
-                f" {each.origin.distribution} {each.origin.version}; uninstall one,"
-                f" or set {DISABLE_VARIABLE}={each.origin.distribution}"
+                f" {each.origin.distribution} {each.origin.version};"
+                f" {each.origin.way_out}"
             )
     return found
+
+
+def _mergekits_own() -> "dict[str, MergeMethod]":
+    from mergekit.merge_methods import registered_methods
+
+    every = {method.spec.name: method for method in registered_methods()}
+    return {name: method for name, method in every.items() if _installed.get(name) is not method}
 
 
 def _entry_points() -> list[tuple[importlib.metadata.EntryPoint, Origin]]:

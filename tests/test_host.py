@@ -300,3 +300,49 @@ def test_a_method_built_anew_is_not_a_clash(site: Path) -> None:
         host = PluginHost()
         host.install()
         assert host.methods()["fresh"].origin.distribution == "omnireg-fresh"
+
+
+FILE = """
+import torch
+from mergekit.merge_methods import BasePolicy, InputContract, TensorGroup, merge_method
+from omnireg import hookimpl
+
+@merge_method(
+    name="{name}", pretty_name="Mine",
+    contract=InputContract(base=BasePolicy.REQUIRED, min_inputs=2, min_non_base=1),
+)
+def mine(group: TensorGroup) -> torch.Tensor:
+    return group.base.tensor * {factor}
+
+@hookimpl
+def omnireg_register_strategies(register):
+    register(mine)
+"""
+
+
+def with_file(file: Path, name: str, factor: float) -> PluginHost:
+    """Write a plugin file, and return a host that loaded and installed it."""
+    file.write_text(FILE.format(name=name, factor=factor))
+    host = PluginHost()
+    host.load_file(file)
+    host.install()
+    return host
+
+
+def test_an_edited_file_is_what_merges(tmp_path: Path) -> None:
+    """A notebook that edits its plugin and merges again; afterwards it is nobody's method."""
+    from mergekit.merge_methods import get
+
+    for factor in (1.0, 2.0):
+        host = with_file(tmp_path / "mine.py", "mine", factor)
+        strategy = host.methods()["mine"]
+        assert strategy.origin.distribution == "mine.py"
+        assert get("mine") is strategy.load()
+    assert "mine" not in PluginHost().methods()
+
+
+@pytest.mark.parametrize("taken", ["linear", "mmer"])
+def test_a_file_that_takes_a_name_is_told_to_choose_another(tmp_path: Path, taken: str) -> None:
+    """It cannot be disabled by distribution."""
+    with pytest.raises(PluginError, match=r"choose another name in .*mine\.py"):
+        with_file(tmp_path / "mine.py", taken, 1.0)

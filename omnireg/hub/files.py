@@ -10,14 +10,15 @@ from typing import Any
 from omnireg.digests import file_sha256
 from omnireg.engine.recording import files_of
 from omnireg.errors import CheckpointError, PublishError, to_type
+from omnireg.host import FILE_VERSION
 from omnireg.hub.lineage import Dossier
 from omnireg.registry import Checkpoint
 
 CARD, RECIPE, MANIFEST = "README.md", "recipe.yml", "omnireg.manifest.yaml"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _OURS = (".safetensors", ".safetensors.index.json")
-#: where a single-file plugin goes, and what its version begins with
-_PLUGINS, _FILE_VERSION = "plugins", "sha256:"
+#: where a single-file plugin goes
+_PLUGINS = "plugins"
 
 
 class State(StrEnum):
@@ -51,11 +52,11 @@ def plugin_file(found: Dossier, file: Path | None) -> dict[str, Path | bytes]:
     """
     run = found.run
     version = str(run.strategy_version) if run else ""
-    if run is None or not version.startswith(_FILE_VERSION):
+    if run is None or not version.startswith(FILE_VERSION):
         if file is not None:
             raise PublishError(f"{found.record.name} was not merged with a single-file plugin")
         return {}
-    name, digest = str(run.strategy_distribution), version.removeprefix(_FILE_VERSION)
+    name, digest = str(run.strategy_distribution), version.removeprefix(FILE_VERSION)
     if file is None:
         raise PublishError(
             f"{found.record.name} was merged with the single-file plugin {name}"
