@@ -1,7 +1,7 @@
 """Merged tensors one at a time: by a compiled pass over chunks, or by the method's torch code."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from threading import Lock
 from typing import Any, cast
@@ -185,7 +185,11 @@ class Job:
         with translated(plan), seeded(self.settings.seed, self.merged.name):
             merged, found = method.side_outputs(self._group(), parameters, self._known)
         rescaling = method.rescaling(parameters)
-        return merged.to("cpu"), dict(found), rescaling.power if rescaling else None
+        parts = {
+            ref: replace(part, vector=part.vector.cpu(), mask=part.mask.cpu())
+            for ref, part in found.items()
+        }
+        return merged.cpu(), parts, rescaling.power if rescaling else None
 
     def _inputs(self) -> dict[Any, torch.Tensor]:
         from mergekit.common import ModelReference
