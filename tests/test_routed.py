@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,8 +25,9 @@ from omnireg.demo.tasks import Item, items, larger_items
 from omnireg.errors import CheckpointError, ConfigError
 from omnireg.package import Package
 from omnireg.routed import OmniModel, Storage, TextRouting, load
+from omnireg.routed.resident import Resident
 from omnireg.routed.routes import BASE, MERGED, Blend, Route, route_of, text_route
-from omnireg.routed.weights import Weights
+from omnireg.routed.weights import CPU, Weights
 from omnireg.strategies.kernels import decoupling
 from omnireg.strategies.thresholds import Kind
 from omnireg.subjects import open_subject
@@ -170,6 +172,37 @@ def test_weights_of_every_route(package: Package, route: Route) -> None:
         weights.form_all(name, [MERGED, route, BASE], first, last, several)
         assert torch.equal(several[1], found[first:last])
         assert torch.equal(several[2], zero[first:last])
+
+
+@pytest.mark.parametrize("written", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32"])
+def test_an_accelerator_forms_the_same_bits(
+    tmp_path: Path, stored: str, written: torch.dtype
+) -> None:
+    """Torch's way of forming weights against the compiled one, any stretch, every route."""
+    for name in ("base", *SENSES):
+        shutil.copytree(story.FAMILY / name, tmp_path / name)
+        for file in (tmp_path / name).glob("*.safetensors"):
+            held = {k: v.to(getattr(torch, stored)) for k, v in load_file(file).items()}
+            save_file(held, file, {"format": "pt"})
+    models = "".join(f"  - model: {tmp_path / sense}\n" for sense in SENSES)
+    omnireg.merge(
+        f"merge_method: mmer\nbase_model: {tmp_path / 'base'}\nmodels:\n{models}"
+        "parameters: {density: 0.4, rescale: l1}\nomnireg: {output: package}\n",
+        tmp_path / "omni", record=False,
+    )  # fmt: skip
+    found = Package(tmp_path / "omni")
+    weights = Weights(found, written)
+    for tensor in ("model.layers.1.mlp.down_proj.weight", "lm_head.weight", "model.norm.weight"):
+        source, whole = weights._source(tensor), found.vector[tensor].numel
+        resident = Resident(found.arrays(tensor), CPU)
+        blends = [source.blend(route) for route in ROUTES]
+        for start, stop in ((0, whole), (whole // 3, whole // 2 + 5), (7, 8), (whole - 1, whole)):
+            wanted, got = ([torch.empty(stop - start, dtype=written) for _ in ROUTES] for _ in "ab")
+            weights.form_all(tensor, ROUTES, start, stop, wanted)
+            resident.write(blends, (start, stop), (source.rank(start), source.rank(stop)), got)
+            for one, other in zip(wanted, got, strict=True):
+                assert one.view(torch.uint8).equal(other.view(torch.uint8))
 
 
 def _dense(data: Any) -> Tensor:

@@ -94,7 +94,11 @@ class Job:
 
     @cached_property
     def fused(self) -> Fused | None:
-        """The compiled pass, where there is one for these inputs."""
+        """The compiled pass, where there is one for these inputs.
+
+        It is made by the processor whatever the device: it waits for files, and a GPU made it wait
+        for copies as well.
+        """
         plan, sources = self.settings.plan, self.merged.sources
         dtypes = {source.dtype for source in sources} | {self.merged.dtype}
         code = self.merged.dtype
@@ -102,7 +106,7 @@ class Job:
             return None
         if plan_dtype(plan) not in (None, TORCH_DTYPES()[code]):
             return None
-        if self.settings.device != "cpu" or self.settings.allow_nonfinite:
+        if self.settings.allow_nonfinite:
             return None
         tensor = Tensor(
             KINDS[code],

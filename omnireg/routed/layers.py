@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from omnireg.routed.routes import Route
-from omnireg.routed.weights import Weights
+from omnireg.routed.weights import CPU, Weights
 
-#: elements of weights that are formed at a time when nothing is kept
-BLOCK = 1 << 22
+#: elements of weights that are formed at a time when nothing is kept: by the processor, whose cache
+#: they then need not leave, and on an accelerator, which every call costs
+_BLOCK, _WIDE_BLOCK = 1 << 22, 1 << 25
 
 
 class Storage(StrEnum):
@@ -70,6 +71,11 @@ class Pass:
         return self._last[1]
 
 
+def block(device: torch.device) -> int:
+    """Return how many elements of weights to form at a time."""
+    return _BLOCK if device == CPU else _WIDE_BLOCK
+
+
 def join(parts: Sequence[Tensor], groups: Sequence[Group], shape: Sequence[int]) -> Tensor:
     """Put what was computed of every group back in the order of the tokens."""
     whole = parts[0].new_empty((sum(map(len, parts)), *parts[0].shape[1:]))
@@ -120,7 +126,9 @@ class Routed(nn.Module):
         for own, name in self._names.items():
             shape = self._weights.shape(name)
             count = torch.Size(shape).numel()
-            rows = [torch.empty(count, dtype=self._weights.dtype) for _ in routes]
+            # what is kept is formed once: what it is formed of need not be on the device
+            place = device if self._now.storage is Storage.PACKED else CPU
+            rows = [torch.empty(count, dtype=self._weights.dtype, device=place) for _ in routes]
             self._weights.form_all(name, routes, 0, count, rows)
             for module, row in zip(modules, rows, strict=True):
                 tensor = row.reshape(shape).to(device)
@@ -142,21 +150,22 @@ class RoutedLinear(Routed):
         if self._now.storage is Storage.MATERIALISED:
             return super()._run(parts, routes)
         rows, width = self._weights.shape(self._names["weight"])
+        device = parts[0].device
         out = [x.new_empty((*x.shape[:-1], rows)) for x in parts]
-        step = max(1, BLOCK // (width * len(routes)))
-        room = self._weights.room(len(routes) * min(rows, step) * width).view(len(routes), -1)
+        step = max(1, block(device) // (width * len(routes)))
+        room = self._weights.room(len(routes) * min(rows, step) * width, device)
+        sets = room.view(len(routes), -1)
         for first in range(0, rows, step):
             stop = min(rows, first + step)
-            formed = room[:, : (stop - first) * width].unbind()
+            formed = sets[:, : (stop - first) * width].unbind()
             span = first * width, stop * width
             self._weights.form_all(self._names["weight"], routes, *span, formed)
             for x, whole, matrix in zip(parts, out, formed, strict=True):
-                matrix = matrix.view(-1, width).to(x.device)
-                whole[..., first:stop] = nn.functional.linear(x, matrix)
+                whole[..., first:stop] = nn.functional.linear(x, matrix.view(-1, width))
         return self._biased(out, routes)
 
     def _biased(self, parts: list[Tensor], routes: Sequence[Route]) -> list[Tensor]:
         if name := self._names.get("bias"):
             for part, route in zip(parts, routes, strict=True):
-                part += self._weights.form(name, route).to(part.device)
+                part += self._weights.form(name, route, device=part.device)
         return parts

@@ -49,6 +49,19 @@ class Route:
         return self.models[0] if len(self.models) == 1 else None
 
 
+@dataclass(frozen=True)
+class Blended:
+    """A route in one tensor: the models whose masks it takes, and the weight of each.
+
+    No models mean all of τ★, and ``plain`` none of it. A ``union`` has one weight.
+    """
+
+    models: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    plain: bool = False
+    union: bool = False
+
+
 BASE = Route(Blend.BASE)
 MERGED = Route(Blend.MERGED)
 

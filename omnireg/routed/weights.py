@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,12 +11,14 @@ from numpy.typing import NDArray
 
 from omnireg.package import Package
 from omnireg.package.reading import KINDS, Arrays
-from omnireg.routed.routes import Blend, Route
+from omnireg.routed.resident import Resident
+from omnireg.routed.routes import Blend, Blended, Route
 from omnireg.shards import DTYPE_SIZES
 from omnireg.strategies.kernels import decoupling
 from omnireg.strategies.thresholds import Kind
 
 _WRITTEN = {torch.bfloat16: Kind.BF16, torch.float16: Kind.F16, torch.float32: Kind.F32}
+CPU = torch.device("cpu")
 #: the least number of elements that is worth a thread
 _SHARE = 1 << 16
 
@@ -26,7 +27,8 @@ class Weights:
     """Forms parts of θ₀ + c∘τ★ in the dtype that the model computes in.
 
     Every weight is rounded to the package's dtype first, so it has the bits of an extraction. θ₀,
-    τ★ and masks stay where they are: in the package's files, mapped.
+    τ★ and masks stay where they are: in the package's files, mapped. For weights that are wanted
+    elsewhere than in the processor's memory they are kept there, see :class:`Resident`.
     """
 
     def __init__(self, package: Package, dtype: torch.dtype) -> None:
@@ -35,12 +37,13 @@ class Weights:
         self.dtype = dtype
         self._threads = max(1, torch.get_num_threads())
         self._sources: dict[str, _Source] = {}
+        self._residents: dict[tuple[str, torch.device], Resident] = {}
         self._room = torch.empty(0, dtype=dtype)
 
-    def room(self, count: int) -> torch.Tensor:
+    def room(self, count: int, device: torch.device) -> torch.Tensor:
         """Return scratch memory of so many elements, the same at every call: fresh pages cost."""
-        if len(self._room) < count:
-            self._room = torch.empty(count, dtype=self.dtype)
+        if len(self._room) < count or self._room.device != device:
+            self._room = torch.empty(count, dtype=self.dtype, device=device)
         return self._room[:count]
 
     @cached_property
@@ -52,11 +55,16 @@ class Weights:
         return self.package.vector[name].shape
 
     def form(
-        self, name: str, route: Route, start: int = 0, stop: int | None = None
+        self,
+        name: str,
+        route: Route,
+        start: int = 0,
+        stop: int | None = None,
+        device: torch.device = CPU,
     ) -> torch.Tensor:
         """Return elements ``start`` to ``stop`` of a tensor of one route, flat."""
         stop = self.package.vector[name].numel if stop is None else stop
-        out = torch.empty(stop - start, dtype=self.dtype)
+        out = torch.empty(stop - start, dtype=self.dtype, device=device)
         self.form_all(name, [route], start, stop, [out])
         return out
 
@@ -68,9 +76,16 @@ class Weights:
         stop: int,
         outs: Sequence[torch.Tensor],
     ) -> None:
-        """Write elements ``start`` to ``stop`` of a tensor, flat, for every route in one pass."""
+        """Write elements ``start`` to ``stop`` of a tensor, flat, for every route in one pass.
+
+        They are formed where ``outs`` are, all on one device.
+        """
         source = self._source(name)
         blends = [source.blend(route) for route in routes]
+        if (device := outs[0].device) != CPU:
+            resident = self._resident(name, device)
+            resident.write(blends, (start, stop), (source.rank(start), source.rank(stop)), outs)
+            return
         # more shares than threads: those of the matrix products may still be spinning
         share = max(_SHARE, -(-(stop - start) // (4 * self._threads)))
         jobs = iter(
@@ -95,14 +110,10 @@ class Weights:
             self._sources[name] = _Source(self.package.arrays(name), factors)
         return self._sources[name]
 
-
-@dataclass(frozen=True)
-class _Blend:
-    """Masks with their weights; no masks mean all of τ★, and ``plain`` none of it."""
-
-    masks: Sequence[NDArray[np.uint8]] = ()
-    weights: Sequence[float] = ()
-    plain: bool = False
+    def _resident(self, name: str, device: torch.device) -> Resident:
+        if (name, device) not in self._residents:
+            self._residents[name, device] = Resident(self.package.arrays(name), device)
+        return self._residents[name, device]
 
 
 class _Source:
@@ -120,20 +131,29 @@ class _Source:
         decoupling.ranks(_at(self._arrays.support), self._arrays.numel, self._STEP, found)
         return found
 
-    def blend(self, route: Route) -> _Blend:
+    def rank(self, at: int) -> int:
+        """Return how many elements of the vector lie before one of the tensor."""
+        known = at // self._STEP
+        between = decoupling.count_between(_at(self._arrays.support), known * self._STEP, at)
+        return int(self._ranks[known]) + between
+
+    def blend(self, route: Route) -> Blended:
         """Return which masks a route needs, with their weights."""
         if route.blend is Blend.BASE:
-            return _Blend(plain=True)
+            return Blended(plain=True)
         if route.blend is Blend.MERGED:
-            return _Blend()
-        masks = [self._arrays.masks[name] for name in route.models]
+            return Blended()
         factors = [self._factors[name] for name in route.models]
         if route.blend is Blend.UNION:
-            return _Blend([np.bitwise_or.reduce(masks)], [sum(factors) / len(factors)])
-        return _Blend(masks, [factor / len(masks) for factor in factors])
+            return Blended(route.models, (sum(factors) / len(factors),), union=True)
+        return Blended(route.models, tuple(factor / len(factors) for factor in factors))
+
+    def _masks(self, blend: Blended) -> list[NDArray[np.uint8]]:
+        masks = [self._arrays.masks[name] for name in blend.models]
+        return [np.bitwise_or.reduce(masks)] if blend.union else masks
 
     def write(
-        self, blends: Sequence[_Blend], start: int, stop: int, outs: Sequence[torch.Tensor]
+        self, blends: Sequence[Blended], start: int, stop: int, outs: Sequence[torch.Tensor]
     ) -> None:
         """Write elements ``start`` to ``stop`` of every blend to the front of its tensor."""
         arrays, kind, written = self._arrays, KINDS[self._arrays.dtype], _WRITTEN[outs[0].dtype]
@@ -147,17 +167,14 @@ class _Source:
         changed = [blend for blend in blends if not blend.plain]
         if not changed:
             return
-        # the arrays themselves are held by the blends: an address keeps nothing alive
-        masks = [_at(mask) for blend in changed for mask in blend.masks]
+        # held here: an address keeps nothing alive
+        masks = [mask for blend in changed for mask in self._masks(blend)]
         weights = [weight for blend in changed for weight in blend.weights]
-        bounds = np.cumsum([0, *(len(blend.masks) for blend in changed)])
-        known = start // self._STEP
-        support = _at(arrays.support)
-        rank = int(self._ranks[known])
-        rank += decoupling.count_between(support, known * self._STEP, start)
+        bounds = np.cumsum([0, *(len(blend.weights) for blend in changed)])
         decoupling.form(
-            kind, zero, support, _at(arrays.values), np.array(masks, np.int64),
-            np.array(weights, np.float32), bounds, start, stop - start, rank, written,
+            kind, zero, _at(arrays.support), _at(arrays.values),
+            np.array([_at(mask) for mask in masks], np.int64), np.array(weights, np.float32),
+            bounds, start, stop - start, self.rank(start), written,
             np.array(places, np.int64), decoupling.WIDE,
         )  # fmt: skip
 

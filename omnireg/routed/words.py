@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from omnireg.alignment import EMBEDDING, HEAD
 from omnireg.package.layout import SHELL
-from omnireg.routed.layers import BLOCK, Pass, Storage, join
+from omnireg.routed.layers import Pass, Storage, block, join
 from omnireg.routed.routes import Route
 from omnireg.routed.vocabulary import JointVocabulary, Run
-from omnireg.routed.weights import Weights
+from omnireg.routed.weights import CPU, Weights
 from omnireg.shards import ByteReader, read_header
 from omnireg.tensors import as_tensor
 
@@ -33,7 +33,7 @@ class Matrix:
             return self._base
         return self._vocabulary.runs(self._vocabulary.package.models[model], self._tensor)
 
-    def rows(self, route: Route, start: int, stop: int) -> Tensor:
+    def rows(self, route: Route, start: int, stop: int, device: torch.device) -> Tensor:
         """Return rows ``start`` to ``stop`` of the host that a route is of, else of the base."""
         parts, at = [], 0
         for run in self.runs(route.model):
@@ -41,15 +41,15 @@ class Matrix:
             if first < last:
                 begin = run.start + first - at
                 part = Run(run.own, run.tensor, begin, begin + last - first)
-                parts.append(self._part(route, part))
+                parts.append(self._part(route, part, device))
             at += run.stop - run.start
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _part(self, route: Route, run: Run) -> Tensor:
+    def _part(self, route: Route, run: Run, device: torch.device) -> Tensor:
         if run.own:
-            return self.own(str(route.model), run)
+            return self.own(str(route.model), run).to(device)
         first, last = run.start * self.width, run.stop * self.width
-        return self._weights.form(run.tensor, route, first, last).view(-1, self.width)
+        return self._weights.form(run.tensor, route, first, last, device).view(-1, self.width)
 
     def own(self, model: str, run: Run) -> Tensor:
         """Return rows that only one host has."""
@@ -135,20 +135,20 @@ class Head(nn.Module):
     def _multiply(self, route: Route, x: Tensor) -> Tensor:
         height = len(self._columns[route.model])
         if self._now.storage is Storage.MATERIALISED:
-            return nn.functional.linear(x, self.materialised(route))
-        step = max(1, BLOCK // self._matrix.width)
+            return nn.functional.linear(x, self.materialised(route, x.device))
+        step = max(1, block(x.device) // self._matrix.width)
         out = x.new_empty(len(x), height)
         for first in range(0, height, step):
             stop = min(height, first + step)
-            rows = self._matrix.rows(route, first, stop).to(x.device)
+            rows = self._matrix.rows(route, first, stop, x.device)
             out[:, first:stop] = nn.functional.linear(x, rows)
         return out
 
-    def materialised(self, route: Route) -> Tensor:
+    def materialised(self, route: Route, device: torch.device) -> Tensor:
         """Return the whole matrix of a route, formed when first asked for."""
         key = str(route)
         if key not in self.sets:
-            rows = self._matrix.rows(route, 0, len(self._columns[route.model]))
-            self.sets[key] = nn.Parameter(rows, requires_grad=False)
+            rows = self._matrix.rows(route, 0, len(self._columns[route.model]), CPU)
+            self.sets[key] = nn.Parameter(rows.to(device), requires_grad=False)
         found: Tensor = self.sets[key]
         return found
