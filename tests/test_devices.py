@@ -182,7 +182,8 @@ def test_a_package_is_the_same(packages: tuple[Path, Path], tmp_path: Path) -> N
     for sense in SENSES:
         for package in packages:
             extract(Package(package), sense, tmp_path / package.name / sense)
-        assert_close(*(tensors(tmp_path / package.name / sense) for package in packages))
+        one, other = (tensors(tmp_path / package.name / sense) for package in packages)
+        assert_close(one, other)
 
 
 @pytest.mark.parametrize("storage", Storage)

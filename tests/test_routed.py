@@ -27,7 +27,7 @@ from omnireg.package import Package
 from omnireg.routed import OmniModel, Storage, TextRouting, load
 from omnireg.routed.resident import Resident
 from omnireg.routed.routes import BASE, MERGED, Blend, Route, route_of, text_route
-from omnireg.routed.weights import CPU, Weights
+from omnireg.routed.weights import Weights
 from omnireg.strategies.kernels import decoupling
 from omnireg.strategies.thresholds import Kind
 from omnireg.subjects import open_subject
@@ -35,6 +35,7 @@ from tests_support import Run
 from zoo import HOSTS, Species, Zoo
 
 SENSES: tuple[Modality, ...] = ("image", "audio", "video")
+WAYS = ["cpu", "cuda", "cuda by torch"] if torch.cuda.is_available() else ["cpu"]
 NUMBERS = {Kind.BF16: torch.bfloat16, Kind.F16: torch.float16, Kind.F32: torch.float32}
 
 
@@ -174,12 +175,13 @@ def test_weights_of_every_route(package: Package, route: Route) -> None:
         assert torch.equal(several[2], zero[first:last])
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("written", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32"])
 def test_an_accelerator_forms_the_same_bits(
-    tmp_path: Path, stored: str, written: torch.dtype
+    tmp_path: Path, stored: str, written: torch.dtype, way: str
 ) -> None:
-    """Torch's way of forming weights against the compiled one, any stretch, every route."""
+    """Its ways of forming weights against the compiled one, any stretch, every route."""
     for name in ("base", *SENSES):
         shutil.copytree(story.FAMILY / name, tmp_path / name)
         for file in (tmp_path / name).glob("*.safetensors"):
@@ -195,14 +197,17 @@ def test_an_accelerator_forms_the_same_bits(
     weights = Weights(found, written)
     for tensor in ("model.layers.1.mlp.down_proj.weight", "lm_head.weight", "model.norm.weight"):
         source, whole = weights._source(tensor), found.vector[tensor].numel
-        resident = Resident(found.arrays(tensor), CPU)
+        resident = Resident(found.arrays(tensor), source.ranks, torch.device(way.split()[0]))
+        if way == "cuda by torch":
+            resident.kernel = None
         blends = [source.blend(route) for route in ROUTES]
         for start, stop in ((0, whole), (whole // 3, whole // 2 + 5), (7, 8), (whole - 1, whole)):
-            wanted, got = ([torch.empty(stop - start, dtype=written) for _ in ROUTES] for _ in "ab")
+            wanted = [torch.empty(stop - start, dtype=written) for _ in ROUTES]
             weights.form_all(tensor, ROUTES, start, stop, wanted)
+            got = [torch.full_like(one, torch.nan, device=way.split()[0]) for one in wanted]
             resident.write(blends, (start, stop), (source.rank(start), source.rank(stop)), got)
             for one, other in zip(wanted, got, strict=True):
-                assert one.view(torch.uint8).equal(other.view(torch.uint8))
+                assert one.view(torch.uint8).equal(other.cpu().view(torch.uint8))
 
 
 def _dense(data: Any) -> Tensor:

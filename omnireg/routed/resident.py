@@ -1,11 +1,14 @@
-"""What weights are formed of, kept on an accelerator, and how torch forms them there."""
+"""What weights are formed of, kept on an accelerator, and how they are formed there."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from omnireg.package.reading import Arrays, Bytes
+from omnireg.package.reading import Arrays
 from omnireg.routed.routes import Blended
 from omnireg.tensors import TORCH_DTYPES
 
@@ -13,17 +16,22 @@ from omnireg.tensors import TORCH_DTYPES
 class Resident:
     """θ₀, support, values and masks of one tensor, as a package stores them, on a device.
 
-    What it forms has the bits that :func:`omnireg.strategies.kernels.decoupling.form` writes.
+    What it forms has the bits that :func:`omnireg.strategies.kernels.decoupling.form` writes: in
+    one pass where there is Triton, else in some ten calls of torch.
     """
 
-    def __init__(self, arrays: Arrays, device: torch.device) -> None:
-        """Move them there."""
+    def __init__(self, arrays: Arrays, ranks: NDArray[np.int64], device: torch.device) -> None:
+        """Move them there; ``ranks`` is where the vector has every 4096th element's part."""
         self._dtype = TORCH_DTYPES()[arrays.dtype]
         self._base, self._values = (
             _moved(part, device).view(self._dtype) for part in (arrays.base, arrays.values)
         )
-        self._support = _moved(arrays.support, device)
-        self._masks = {name: _moved(mask, device) for name, mask in arrays.masks.items()}
+        self._support, self._ranks = _moved(arrays.support, device), _moved(ranks, device)
+        self._names = list(arrays.masks)
+        self._masks = torch.stack([_moved(mask, device) for mask in arrays.masks.values()])
+        self._chosen: dict[Blended, tuple[Tensor, Tensor]] = {}
+        self._ones = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=device)
+        self.kernel = _kernel(device)
 
     def write(
         self,
@@ -33,25 +41,49 @@ class Resident:
         outs: Sequence[Tensor],
     ) -> None:
         """Write a span of elements of every blend; ``ranks`` is where the vector has its part."""
-        start, stop = span
-        base = self._base[start:stop]
-        bits = _bits(self._support, start, stop)
+        changed = []
+        for blend, out in zip(blends, outs, strict=True):
+            if blend.plain:
+                out.copy_(self._base[slice(*span)])
+            elif self.kernel:
+                self.kernel.form(
+                    self._base, self._support, self._ranks, self._values, self._masks,
+                    self._rows(blend), blend.union, span, out,
+                )  # fmt: skip
+            else:
+                changed.append((blend, out))
+        if changed:
+            self._write(changed, span, ranks)
+
+    def _rows(self, blend: Blended) -> tuple[Tensor, Tensor]:
+        """Return the rows of a blend's masks and their weights, on the device."""
+        if blend not in self._chosen:
+            rows = torch.tensor([self._names.index(n) for n in blend.models], dtype=torch.int64)
+            weights = torch.tensor(blend.weights, dtype=torch.float32)
+            place = self._base.device
+            self._chosen[blend] = rows.to(place), weights.to(place)
+        return self._chosen[blend]
+
+    def _write(
+        self,
+        changed: Sequence[tuple[Blended, Tensor]],
+        span: tuple[int, int],
+        ranks: tuple[int, int],
+    ) -> None:
+        bits = self._bits(self._support, *span)
         # where a place has no element of the vector it takes number 0, which is no change
         places = bits.cumsum(0, dtype=torch.int32).mul_(bits)
         vector = self._values[slice(*ranks)].float()
-        for blend, out in zip(blends, outs, strict=True):
-            if blend.plain:
-                out.copy_(base)
-                continue
+        for blend, out in changed:
             changes = torch.nn.functional.pad(self._kept(blend, vector, ranks), (1, 0))
-            whole = base.float() + changes.index_select(0, places)
-            out.copy_(whole.to(self._dtype))
+            whole = self._base[slice(*span)] + changes.index_select(0, places)
+            out.copy_(whole if out.dtype == self._dtype else whole.to(self._dtype))
 
     def _kept(self, blend: Blended, vector: Tensor, ranks: tuple[int, int]) -> Tensor:
         """Return the elements that the vector has, times what the blend says of each."""
         if not blend.models:
             return vector
-        masks = [_bits(self._masks[name], *ranks) for name in blend.models]
+        masks = [self._bits(self._masks[self._names.index(name)], *ranks) for name in blend.models]
         if blend.union:
             masks = [torch.stack(masks).any(0)]
         if len(masks) == 1:
@@ -62,14 +94,23 @@ class Resident:
         # not -0 where nothing is kept: it would keep the sign of a zero of the base
         return torch.where(share != 0, vector * share, 0)
 
+    def _bits(self, packed: Tensor, start: int, stop: int) -> Tensor:
+        """Return bits of a row of bytes, the lowest of each first, as booleans."""
+        first = start // 8
+        bits = (packed[first : -(-stop // 8)].unsqueeze(1) & self._ones) != 0
+        return bits.flatten()[start - 8 * first : stop - 8 * first]
 
-def _moved(part: Bytes, device: torch.device) -> Tensor:
+
+def _kernel(device: torch.device) -> ModuleType | None:
+    """Return the module that forms weights in one pass, where torch brought what it takes."""
+    if device.type != "cuda":
+        return None
+    try:
+        from omnireg.routed import spreading
+    except ImportError:
+        return None
+    return spreading
+
+
+def _moved(part: NDArray[np.uint8] | NDArray[np.int64], device: torch.device) -> Tensor:
     return torch.from_numpy(part.copy()).to(device)
-
-
-def _bits(packed: Tensor, start: int, stop: int) -> Tensor:
-    """Return bits of a row of bytes, the lowest of each first, as booleans."""
-    first = start // 8
-    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    shifted = torch.bitwise_right_shift(packed[first : -(-stop // 8)].unsqueeze(1), places)
-    return (shifted & 1).bool().flatten()[start - 8 * first : stop - 8 * first]

@@ -17,7 +17,9 @@ from omnireg.shards import DTYPE_SIZES
 from omnireg.strategies.kernels import decoupling
 from omnireg.strategies.thresholds import Kind
 
-_WRITTEN = {torch.bfloat16: Kind.BF16, torch.float16: Kind.F16, torch.float32: Kind.F32}
+_WRITTEN = {
+    torch.bfloat16: int(Kind.BF16), torch.float16: int(Kind.F16), torch.float32: int(Kind.F32)
+}  # fmt: skip
 CPU = torch.device("cpu")
 #: the least number of elements that is worth a thread
 _SHARE = 1 << 16
@@ -88,21 +90,28 @@ class Weights:
             return
         # more shares than threads: those of the matrix products may still be spinning
         share = max(_SHARE, -(-(stop - start) // (4 * self._threads)))
-        jobs = iter(
-            [
-                (at, min(at + share, stop), [out[at - start :] for out in outs])
-                for at in range(start, stop, share)
-            ]
-        )
+        shares = [
+            (at, min(at + share, stop), [out[at - start :] for out in outs])
+            for at in range(start, stop, share)
+        ]
+        jobs = iter(shares)
 
         def work() -> None:
             for job in jobs:
                 source.write(blends, *job)
 
-        helpers = [self._pool.submit(work) for _ in range(self._threads - 1)]
+        helpers = [self._pool.submit(work) for _ in range(min(self._threads, len(shares)) - 1)]
         work()
         for helper in helpers:
             helper.result()
+
+    def rows(self, name: str, route: Route, numbers: Sequence[int]) -> torch.Tensor:
+        """Return rows of a matrix of one route, (rows, width), formed by the processor."""
+        width = self.shape(name)[1]
+        out = torch.empty(len(numbers), width, dtype=self.dtype)
+        source = self._source(name)
+        source.write_rows(source.blend(route), np.array(numbers, np.int64) * width, out)
+        return out
 
     def _source(self, name: str) -> "_Source":
         if name not in self._sources:
@@ -112,13 +121,15 @@ class Weights:
 
     def _resident(self, name: str, device: torch.device) -> Resident:
         if (name, device) not in self._residents:
-            self._residents[name, device] = Resident(self.package.arrays(name), device)
+            ranks = self._source(name).ranks
+            self._residents[name, device] = Resident(self.package.arrays(name), ranks, device)
         return self._residents[name, device]
 
 
 class _Source:
     """One tensor of the package, and where in its vector each stretch of elements begins."""
 
+    #: of ``ranks``; what forms weights on a GPU counts on it
     _STEP = 4096
 
     def __init__(self, arrays: Arrays, factors: dict[str, float]) -> None:
@@ -126,7 +137,8 @@ class _Source:
         self._factors = factors
 
     @cached_property
-    def _ranks(self) -> NDArray[np.int64]:
+    def ranks(self) -> NDArray[np.int64]:
+        """How many elements of the vector lie before every ``_STEP``-th of the tensor."""
         found = np.empty(self._arrays.numel // self._STEP + 1, np.int64)
         decoupling.ranks(_at(self._arrays.support), self._arrays.numel, self._STEP, found)
         return found
@@ -135,7 +147,7 @@ class _Source:
         """Return how many elements of the vector lie before one of the tensor."""
         known = at // self._STEP
         between = decoupling.count_between(_at(self._arrays.support), known * self._STEP, at)
-        return int(self._ranks[known]) + between
+        return int(self.ranks[known]) + between
 
     def blend(self, route: Route) -> Blended:
         """Return which masks a route needs, with their weights."""
@@ -176,6 +188,22 @@ class _Source:
             np.array([_at(mask) for mask in masks], np.int64), np.array(weights, np.float32),
             bounds, start, stop - start, self.rank(start), written,
             np.array(places, np.int64), decoupling.WIDE,
+        )  # fmt: skip
+
+    def write_rows(self, blend: Blended, starts: NDArray[np.int64], out: torch.Tensor) -> None:
+        """Write a row of elements from every start on."""
+        arrays, masks = self._arrays, self._masks(blend)
+        kind, written, count = KINDS[arrays.dtype], _WRITTEN[out.dtype], out.shape[1]
+        if blend.plain:
+            size = DTYPE_SIZES[arrays.dtype]
+            for start, row in zip(starts.tolist(), out, strict=True):
+                place = _at(arrays.base) + start * size
+                decoupling.converted(kind, place, count, written, row.data_ptr())
+            return
+        decoupling.form_rows(
+            kind, _at(arrays.base), _at(arrays.support), _at(arrays.values),
+            np.array([_at(mask) for mask in masks], np.int64), np.array(blend.weights, np.float32),
+            self.ranks, self._STEP, starts, count, written, out.data_ptr(), decoupling.WIDE,
         )  # fmt: skip
 
 

@@ -61,10 +61,9 @@ class Matrix:
             self._owned[key] = found.to(self._weights.dtype)
         return self._owned[key][run.start : run.stop]
 
-    def base_row(self, route: Route, row: int) -> Tensor:
-        """Return one of the base's rows."""
-        first = row * self.width
-        return self._weights.form(self._base[0].tensor, route, first, first + self.width)
+    def base_rows(self, route: Route, rows: Sequence[int]) -> Tensor:
+        """Return some of the base's rows."""
+        return self._weights.rows(self._base[0].tensor, route, rows)
 
 
 class Embedding(nn.Module):
@@ -98,8 +97,7 @@ class Embedding(nn.Module):
 
     def _look_up(self, route: Route, ids: Tensor) -> Tensor:
         wanted, place = torch.unique(self.base_row[ids], return_inverse=True)
-        rows = [self._matrix.base_row(route, row) for row in wanted.tolist()]
-        found = torch.stack(rows).to(ids.device)[place]
+        found = self._matrix.base_rows(route, wanted.tolist()).to(ids.device)[place]
         own = self.own_row[ids]
         found[own >= 0] = self.own[own[own >= 0]]
         return found

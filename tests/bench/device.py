@@ -1,6 +1,6 @@
 """What a GPU is worth for merging: compiled passes, torch on the CPU and on it, and mergekit on it.
 
-    python tests/bench/device.py FOLDER [--device cuda]
+    python tests/bench/device.py FOLDER [--device cuda] [--methods ties,della]
 
 Base and three models of 0.3 B parameters in bfloat16, all in the page cache. The forms of a method
 take turns in one process: medians of three after one that does not count, or one turn alone where
@@ -55,14 +55,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--methods", default=",".join(METHODS), help="only these")
     options = parser.parse_args()
     folder, device = options.folder, options.device
     folder.mkdir(parents=True, exist_ok=True)
     family = make(folder, 0.3, 3)
     PluginHost().install()
     sys.stdout.write(f"{torch.cuda.get_device_name()}, {os.cpu_count()} cores\n")
-    for method, more in METHODS.items():
-        path = recipe(folder, method, family, more)
+    for method in options.methods.split(","):
+        path = recipe(folder, method, family, METHODS[method])
 
         def stream(out: Path, *, on: str, path: Path = path) -> None:
             omnireg.merge(path, out, engine="stream", record=False, options={"device": on})

@@ -244,6 +244,30 @@ def form(
 
 
 @kernel
+def form_rows(
+    kind: int, base: int, support: int, values: int, masks: NDArray[np.int64],
+    weights: NDArray[np.float32], ranks: NDArray[np.int64], step: int, starts: NDArray[np.int64],
+    count: int, written: int, out: int, wide: bool,
+) -> None:  # fmt: skip
+    """Write ``count`` elements from each start on, one after the other, of one θ₀ + c∘τ★.
+
+    As :func:`form` does; ``ranks`` is how many elements of the vector lie before every ``step``-th,
+    and ``base`` points at the first element.
+    """
+    size_in, size_out = 4 if kind == F32 else 2, 4 if written == F32 else 2
+    bounds, place = np.array([0, len(masks)]), np.empty(1, np.int64)
+    for i in range(len(starts)):
+        start = starts[i]
+        known = start // step
+        rank = ranks[known] + count_between(support, known * step, start)
+        place[0] = out + i * count * size_out
+        form(
+            kind, base + start * size_in, support, values, masks, weights, bounds, start, count,
+            rank, written, place, wide,
+        )  # fmt: skip
+
+
+@kernel
 def _store_widened(block: NDArray[np.float32], count: int, address: int) -> None:
     """Round to bfloat16 and write as float32."""
     bits, out = block.view(np.uint32), long_at(address, count)
