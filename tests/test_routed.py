@@ -4,6 +4,7 @@ import json
 import shutil
 import wave
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from omnireg.demo.tasks import Item, items, larger_items
 from omnireg.errors import CheckpointError, ConfigError
 from omnireg.package import Package
 from omnireg.routed import OmniModel, Storage, TextRouting, load
-from omnireg.routed.resident import Resident
+from omnireg.routed.resident import Resident, works
 from omnireg.routed.routes import BASE, MERGED, Blend, Route, route_of, text_route
 from omnireg.routed.weights import Weights
 from omnireg.strategies.kernels import decoupling
@@ -208,6 +209,23 @@ def test_an_accelerator_forms_the_same_bits(
             resident.write(blends, (start, stop), (source.rank(start), source.rank(stop)), got)
             for one, other in zip(wanted, got, strict=True):
                 assert one.view(torch.uint8).equal(other.cpu().view(torch.uint8))
+
+
+def test_a_kernel_that_fails_is_done_without(caplog: pytest.LogCaptureFixture) -> None:
+    """Triton may lack a compiler; one that writes something else is not used either."""
+
+    def wrong(*_: Any) -> None:
+        """Write nothing."""
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    def right(base: Tensor, *more: Any) -> None:
+        more[-1].copy_(base)
+
+    for form, fine in ((right, True), (wrong, False), (broken, False)):
+        assert works(SimpleNamespace(form=form), torch.device("cpu")) is fine
+    assert "since Triton fails there: Failed to find C compiler" in caplog.text
 
 
 def _dense(data: Any) -> Tensor:

@@ -1,7 +1,10 @@
 """What weights are formed of, kept on an accelerator, and how they are formed there."""
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +14,8 @@ from torch import Tensor
 from omnireg.package.reading import Arrays
 from omnireg.routed.routes import Blended
 from omnireg.tensors import TORCH_DTYPES
+
+_log = logging.getLogger("omnireg")
 
 
 class Resident:
@@ -101,6 +106,7 @@ class Resident:
         return bits.flatten()[start - 8 * first : stop - 8 * first]
 
 
+@cache
 def _kernel(device: torch.device) -> ModuleType | None:
     """Return the module that forms weights in one pass, where torch brought what it takes."""
     if device.type != "cuda":
@@ -109,7 +115,23 @@ def _kernel(device: torch.device) -> ModuleType | None:
         from omnireg.routed import spreading
     except ImportError:
         return None
-    return spreading
+    return spreading if works(spreading, device) else None
+
+
+def works(kernel: Any, device: torch.device) -> bool:
+    """Whether a kernel compiles and runs on a device; Triton needs a C compiler, for one."""
+    base = torch.ones(8, dtype=torch.bfloat16, device=device)
+    none = torch.zeros(1, 8, dtype=torch.int64, device=device)
+    bits, out = none.to(torch.uint8), torch.zeros_like(base)
+    try:
+        kernel.form(base, bits, none, base, bits, (none[0, :0], base[:0]), False, (0, 8), out)
+        return bool((out == base).all())
+    except Exception as exc:
+        _log.warning(
+            "weights are formed by torch on %s, call by call, since Triton fails there: %s",
+            device, " ".join(str(exc).split())[:200] or type(exc).__name__,
+        )  # fmt: skip
+        return False
 
 
 def _moved(part: NDArray[np.uint8] | NDArray[np.int64], device: torch.device) -> Tensor:

@@ -4,8 +4,6 @@ As :func:`omnireg.strategies.kernels.decoupling.form` writes it, to the bit. Imp
 takes Triton, which torch for GPUs brings along.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -16,12 +14,14 @@ STEP = 4096
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _form(
-    base: Any, support: Any, ranks: Any, values: Any, masks: Any, stride: Any, rows: Any,
-    weights: Any, out: Any, start: Any, stop: Any,
+def _form(  # type: ignore[no-untyped-def]
+    base, support, ranks, values, masks, stride, rows, weights, out, start, stop,
     step: tl.constexpr, count: tl.constexpr, union: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write elements ``start`` to ``stop`` of one set, kept by ``count`` masks."""
+    """Write elements ``start`` to ``stop`` of one set, kept by ``count`` masks.
+
+    Triton takes no annotation but its own.
+    """
     number = start // step + tl.program_id(0).to(tl.int64)
     places = number * step + tl.arange(0, step)
     inside = (places >= start) & (places < stop)
