@@ -51,7 +51,7 @@ def load(
             weights whenever they are used (``packed``, small). Every call can choose again.
         text_routing: see :class:`TextRouting`; or a modality, whose weights all text is run with.
         dtype: to compute in; that of the package when None.
-        device: where to compute. Weights are formed on the CPU.
+        device: where to compute. Packed weights are formed there too.
         plugins: where host layouts come from.
 
     Raises:
