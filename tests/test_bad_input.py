@@ -525,6 +525,37 @@ def omnireg_register_strategies(register):
 """
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("quantised", [("image",), ("base", "image", "audio")])
+def test_quantised_weights_are_named(
+    here: Path, refuse: Callable[..., Outcome], kind: torch.dtype, quantised: tuple[str, ...]
+) -> None:
+    """In one model, or in all of them."""
+
+    def quantise(tensors: dict[str, torch.Tensor]) -> None:
+        name = next(n for n in tensors if n.endswith("layers.0.mlp.down_proj.weight"))
+        tensors[name] = tensors[name].to(kind)
+
+    for model in quantised:
+        edit_weights(here / model, quantise)
+    said = refuse(GOOD).err
+    assert "image: model.layers.0.mlp.down_proj.weight is " in said
+    assert "save it in bfloat16 first" in said
+
+
+def test_a_filter_that_does_nothing_is_told(
+    here: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The merge is made as mergekit makes it, which passes over the filter."""
+    text = GOOD + "parameters: {weight: [{filter: FILTER, value: 2}, {value: 1}]}"
+    for word in ("mlp", "mpl"):
+        assert not caplog.records
+        (here / "r.yml").write_text(text.replace("FILTER", word))
+        assert run("merge", "r.yml", word).code == 0
+    assert "parameters.weight: no tensor has 'mpl' in its name" in caplog.text
+    assert "did you mean 'mlp'?" in caplog.text
+
+
 def test_a_method_that_makes_nan_is_found_out(here: Path, refuse: Callable[..., Outcome]) -> None:
     """The inputs were good: it is the method's doing."""
     (here / "nothing.py").write_text(NAN)

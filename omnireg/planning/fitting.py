@@ -1,19 +1,22 @@
 """Whether the checkpoints of a recipe fit together, and how."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from omnireg.alignment import EMBEDDING, LanguageModel, align, find_language_model
 from omnireg.checkpoint import open_checkpoint
 from omnireg.errors import ConfigError, PlanError, did_you_mean
+from omnireg.hookspecs import PROJECT
 from omnireg.host import PluginHost, Strategy
 from omnireg.loading import check_complete
 from omnireg.planning.packages import check_one_dtype, check_package, senses_of
-from omnireg.planning.parameters import check_parameters, same_place
+from omnireg.planning.parameters import check_parameters, idle_filters, same_place
 from omnireg.planning.plans import DTYPES, Engine, Input, Plan, Shape
 from omnireg.recipe import Output, Recipe, as_recipe
+from omnireg.shards import FLOATS
 
 Opening = Callable[[str], LanguageModel]
 
@@ -58,7 +61,29 @@ def plan(
         Input(ref, "base" if ref == recipe.base_model else "model", align(models[ref], reference))
         for ref in _order(recipe)
     )
-    return replace(_shaped(recipe, strategy, inputs, reference, opened), engine=chosen)
+    made = replace(_shaped(recipe, strategy, inputs, reference, opened), engine=chosen)
+    _check_numbers(made)
+    for idle in idle_filters(recipe, made.merged):
+        _warn_once(idle)
+    return made
+
+
+def _check_numbers(made: Plan) -> None:
+    """Refuse weights that are no plain numbers, such as those of a quantised checkpoint."""
+    for tensor in made.merged.values():
+        odd = [source for source in tensor.sources if source.dtype not in FLOATS]
+        counts = all(source.dtype.startswith(("I", "U", "BOOL")) for source in tensor.sources)
+        if odd and not (counts and not tensor.name.endswith(".weight")):
+            raise PlanError(
+                f"{odd[0].ref}: {tensor.name} is {odd[0].dtype}, which cannot be merged; if the"
+                " checkpoint is quantised, save it in bfloat16 first"
+            )
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """Warn, but not of every point of a sweep."""
+    logging.getLogger(PROJECT).warning("%s", text)
 
 
 def _engine(asked: str, reasons: list[str]) -> Engine:

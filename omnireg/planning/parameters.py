@@ -1,7 +1,7 @@
 """A recipe's parameters: checked against the method's declaration, resolved for every tensor."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +58,21 @@ def _leaves(setting: Any, where: str) -> Iterator[Any]:
         yield from _leaves(setting["value"], where)
     else:
         yield setting
+
+
+def idle_filters(recipe: Recipe, tensors: Iterable[str]) -> Iterator[str]:
+    """Say of every filter that no tensor's name has in it what it may have meant."""
+    names = list(tensors)
+    parts = sorted({part for name in names for part in name.split(".")})
+    for where, block in recipe.parameter_blocks():
+        for name, setting in block.items():
+            for condition in setting if isinstance(setting, list) else [setting]:
+                wanted = condition.get("filter") if isinstance(condition, Mapping) else None
+                if wanted not in (None, "*") and not any(wanted in tensor for tensor in names):
+                    yield (
+                        f"{where}.{name}: no tensor has {wanted!r} in its name, so this filter does"
+                        f" nothing{did_you_mean(wanted, parts)}"
+                    )
 
 
 def _no_first_pass(name: str, where: str) -> ConfigError:

@@ -54,6 +54,11 @@ def facts(
 
 def record(session: Session, said: Facts, *, create_parents: bool) -> CheckpointRow:
     """Add a checkpoint, or what was missing about a known one."""
+    if not create_parents and said.name in [parent.name for parent in said.parents]:
+        raise RegistryError(
+            f"{said.name!r} cannot be a parent of {said.name!r}: it is the same checkpoint; name"
+            " what it was made from"
+        )
     row = by_name(session, said.name)
     if row is None:
         refuse_alias(session, said.name)
