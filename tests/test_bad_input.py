@@ -104,6 +104,7 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]
         (GOOD + "parameters: {weight: heavy}", "'heavy': Input should be a valid number"),
         (GOOD + "parameters: {weight: [1, heavy]}", "'heavy'"),
         (GOOD + "parameters: {weight: [{filtre: mlp, value: 1}]}", "value and (optional) filter"),
+        (GOOD + "parameters: {weight: [{filter: 3, value: 1}]}", "3 is no part of a tensor's name"),
         (GOOD + "omnireg: {hots: image}", "did you mean 'host'?"),
         (GOOD + "omnireg: {output: hsot}", "'backbone', 'host' or 'package'"),
         (GOOD + "omnireg: {output: host}", "choose a host: image, audio"),

@@ -55,6 +55,10 @@ def _leaves(setting: Any, where: str) -> Iterator[Any]:
         unknown = set(setting) - {"filter", "value"}
         if unknown or "value" not in setting:
             raise ConfigError(f"{where}: a condition has the keys value and (optional) filter")
+        if not isinstance(setting.get("filter"), str | None):
+            raise ConfigError(
+                f"{where}: filter: {setting['filter']!r} is no part of a tensor's name"
+            )
         yield from _leaves(setting["value"], where)
     else:
         yield setting

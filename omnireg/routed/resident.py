@@ -11,11 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from omnireg.hookspecs import PROJECT
 from omnireg.package.reading import Arrays
 from omnireg.routed.routes import Blended
 from omnireg.tensors import TORCH_DTYPES
 
-_log = logging.getLogger("omnireg")
+#: elements of a tensor between two of which it is known how many the vector has before them
+STEP = 4096
+_log = logging.getLogger(PROJECT)
 
 
 class Resident:
@@ -26,7 +29,7 @@ class Resident:
     """
 
     def __init__(self, arrays: Arrays, ranks: NDArray[np.int64], device: torch.device) -> None:
-        """Move them there; ``ranks`` is where the vector has every 4096th element's part."""
+        """Move them there; ``ranks`` of every ``STEP``-th element in the vector."""
         self._dtype = TORCH_DTYPES()[arrays.dtype]
         self._base, self._values = (
             _moved(part, device).view(self._dtype) for part in (arrays.base, arrays.values)

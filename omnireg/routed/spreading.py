@@ -9,8 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-#: elements of a program, for which the vector's ranks have to be known
-STEP = 4096
+from omnireg.routed.resident import STEP
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from omnireg.package import Package
 from omnireg.package.reading import KINDS, Arrays
-from omnireg.routed.resident import Resident
+from omnireg.routed.resident import STEP, Resident
 from omnireg.routed.routes import Blend, Blended, Route
 from omnireg.shards import DTYPE_SIZES
 from omnireg.strategies.kernels import decoupling
@@ -129,24 +129,21 @@ class Weights:
 class _Source:
     """One tensor of the package, and where in its vector each stretch of elements begins."""
 
-    #: of ``ranks``; what forms weights on a GPU counts on it
-    _STEP = 4096
-
     def __init__(self, arrays: Arrays, factors: dict[str, float]) -> None:
         self._arrays = arrays
         self._factors = factors
 
     @cached_property
     def ranks(self) -> NDArray[np.int64]:
-        """How many elements of the vector lie before every ``_STEP``-th of the tensor."""
-        found = np.empty(self._arrays.numel // self._STEP + 1, np.int64)
-        decoupling.ranks(_at(self._arrays.support), self._arrays.numel, self._STEP, found)
+        """How many elements of the vector lie before every ``STEP``-th of the tensor."""
+        found = np.empty(self._arrays.numel // STEP + 1, np.int64)
+        decoupling.ranks(_at(self._arrays.support), self._arrays.numel, STEP, found)
         return found
 
     def rank(self, at: int) -> int:
         """Return how many elements of the vector lie before one of the tensor."""
-        known = at // self._STEP
-        between = decoupling.count_between(_at(self._arrays.support), known * self._STEP, at)
+        known = at // STEP
+        between = decoupling.count_between(_at(self._arrays.support), known * STEP, at)
         return int(self.ranks[known]) + between
 
     def blend(self, route: Route) -> Blended:
@@ -203,7 +200,7 @@ class _Source:
         decoupling.form_rows(
             kind, _at(arrays.base), _at(arrays.support), _at(arrays.values),
             np.array([_at(mask) for mask in masks], np.int64), np.array(blend.weights, np.float32),
-            self.ranks, self._STEP, starts, count, written, out.data_ptr(), decoupling.WIDE,
+            self.ranks, STEP, starts, count, written, out.data_ptr(), decoupling.WIDE,
         )  # fmt: skip
 
 
