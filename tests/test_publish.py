@@ -417,6 +417,21 @@ def test_tokens(
     assert REPO not in hub.repos
 
 
+def test_a_dry_run_takes_no_token(
+    hub: Hub, book: Registry, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before there is an account: of what anybody may see, and says so."""
+    monkeypatch.delenv("HF_TOKEN")
+    dry = run("publish", "omni", REPO, "--dry-run")
+    assert dry.code == 0, dry.err
+    assert "which will be made" in dry.out
+    assert "may be there and private; log in with hf auth login" in dry.out + dry.err
+    refused = run("publish", "omni", REPO, "--yes")
+    assert refused.code == 1
+    assert "no token for the Hub" in refused.err
+    assert REPO not in hub.repos
+
+
 def test_a_killed_publish_goes_on(either: Hub, book: Registry, tmp_path: Path) -> None:
     """SIGKILL between uploading and committing: what was sent is not sent again."""
     hub = either

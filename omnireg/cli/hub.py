@@ -60,8 +60,9 @@ def publish_command(
     with settings.open_registry() as book:
         for attempt in range(_ATTEMPTS):
             plan = plan_publication(
-                book, name, repo, private=private, branch=branch, licence=licence, plugin=plugin
-            )
+                book, name, repo, private=private, branch=branch, licence=licence, plugin=plugin,
+                look_only=dry_run,
+            )  # fmt: skip
             if settings.as_json and dry_run:
                 print_json(plan.to_json())
                 return

@@ -18,6 +18,7 @@ from omnireg import __version__
 from omnireg.errors import PublishError, to_type
 
 TIMEOUT_VARIABLE = "OMNIREG_HUB_TIMEOUT"
+LOG_IN = "log in with hf auth login, or set HF_TOKEN to a token that may write"
 _TIMEOUT = 60.0
 
 
@@ -84,7 +85,7 @@ def translated(repo: str, doing: str) -> Iterator[None]:
     except errors.LocalTokenNotFoundError as exc:
         raise _no_token() from exc
     except errors.RepositoryNotFoundError as exc:
-        if huggingface_hub.get_token() is None:
+        if not has_token():
             raise _no_token() from exc
         raise PublishError(
             f"there is no repository {repo} on the Hub, or this token may not see it; check the"
@@ -108,10 +109,13 @@ def translated(repo: str, doing: str) -> Iterator[None]:
         ) from exc
 
 
+def has_token() -> bool:
+    """Whether somebody is logged in."""
+    return huggingface_hub.get_token() is not None
+
+
 def _no_token() -> PublishError:
-    return PublishError(
-        "no token for the Hub; log in with hf auth login, or set HF_TOKEN to a token that may write"
-    )
+    return PublishError(f"no token for the Hub; {LOG_IN}")
 
 
 def _refused(repo: str, doing: str, status: int | None) -> PublishError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from omnireg.errors import PublishError
 from omnireg.hub import card
-from omnireg.hub.client import Stale, check_name, client, translated
+from omnireg.hub.client import LOG_IN, Stale, check_name, client, has_token, translated
 from omnireg.hub.files import (
     CARD,
     MANIFEST,
@@ -111,6 +111,7 @@ def plan_publication(
     branch: str = "main",
     licence: str | None = None,
     plugin: Path | None = None,
+    look_only: bool = False,
 ) -> PublicationPlan:
     """Find out what a publish would do; nothing is changed, here or there.
 
@@ -122,6 +123,8 @@ def plan_publication(
         branch: where the commit goes.
         licence: of the result; else what follows from its parents'.
         plugin: the single-file plugin that it was merged with; published along.
+        look_only: the plan will not be carried out, so it takes no token; without one, private
+            repositories count as not there.
 
     Raises:
         RegistryError: the checkpoint is not recorded.
@@ -134,10 +137,14 @@ def plan_publication(
     beside = plugin_file(found, plugin)
     api = client()
     with translated(repo, "looking at"):
-        api.whoami()
+        stranger = look_only and not has_token()
+        if not stranger:
+            api.whoami()
         remote = _look(api, repo, branch)
         old = _old_card(api, repo, remote)
         derived, warnings = _licence(api, found, licence)
+    if stranger:
+        warnings.append(f"looked at without a token: {repo} may be there and private; {LOG_IN}")
     contents: dict[str, Path | bytes] = dict(files_in(folder))
     scores = found.scores[found.record.name]
     data = card.metadata(found, derived)
