@@ -57,9 +57,14 @@ class Origin:
     entry_point: str
 
     @property
+    def file_version(self) -> str | None:
+        """The version, if this is a single-file plugin."""
+        return self.version if self.version.startswith(FILE_VERSION) else None
+
+    @property
     def way_out(self) -> str:
         """What to do when a name of this origin is taken."""
-        if self.version.startswith(FILE_VERSION):
+        if self.file_version:
             return f"choose another name in {self.entry_point}"
         return f"uninstall {self.distribution}, or set {DISABLE_VARIABLE}={self.distribution}"
 
@@ -174,7 +179,9 @@ class PluginHost:
             self._load(origin, partial(_supported_entry, entry, origin))
 
     def load_file(self, path: Path) -> None:
-        """Load a single-file plugin; its version is the sha256 of the file.
+        """Load a single-file plugin, in place of what was loaded from that file before.
+
+        Its version is the sha256 of the file.
 
         Raises:
             PluginError: the file is missing or broken.
@@ -184,9 +191,15 @@ class PluginHost:
         except OSError as exc:
             raise PluginError(f"cannot read plugin {path}: {exc.strerror}") from exc
         origin = Origin(path.name, f"{FILE_VERSION}{digest}", str(path))
+        self._forget(origin)
         plugin = self._load(origin, lambda: _supported_file(path, digest, origin), warn=False)
         if plugin.status is Status.BROKEN:
             raise PluginError(f"plugin {path} is broken: {plugin.error}")
+        if not (plugin.strategies or plugin.layouts or plugin.evaluators):
+            raise PluginError(
+                f"plugin {path} registers nothing; write a function that is marked @hookimpl and"
+                f" named as one of {', '.join(_HOOKS)}"
+            )
 
     @property
     def strategies(self) -> dict[str, Strategy]:
@@ -262,13 +275,19 @@ class PluginHost:
         """Return the plugins that could not be loaded."""
         return [plugin for plugin in self.plugins if plugin.status is Status.BROKEN]
 
+    def _forget(self, origin: Origin) -> None:
+        """Drop a plugin that was loaded from the same place."""
+        name = _registered_as(origin)
+        if self._manager.has_plugin(name):
+            self._manager.unregister(name=name)
+        self.plugins = [p for p in self.plugins if _registered_as(p.origin) != name]
+
     def _load(self, origin: Origin, load: Callable[[], Any], *, warn: bool = True) -> Plugin:
         plugin = Plugin(origin)
         self.plugins.append(plugin)
         try:
             module = load()
-            name = f"{origin.distribution}:{origin.entry_point}"
-            self._manager.register(module, name)
+            self._manager.register(module, _registered_as(origin))
             plugin.hooks = sorted(
                 caller.name for caller in self._manager.get_hookcallers(module) or ()
             )
@@ -306,6 +325,10 @@ class PluginHost:
         offers: tuple[Any, ...] = (strategy, plugin.layouts.append, evaluator)
         for hook, register in zip(_HOOKS, offers, strict=True):
             self._manager.subset_hook_caller(hook, others)(register=register)
+
+
+def _registered_as(origin: Origin) -> str:
+    return f"{origin.distribution}:{origin.entry_point}"
 
 
 _Registered = TypeVar("_Registered", Strategy, RegisteredEvaluator)
@@ -395,7 +418,15 @@ def _supported_file(path: Path, digest: str, origin: Origin) -> ModuleType:
     """Return a file's module, if its ``OMNIREG`` (such as ``">=0.1,<1"``) allows this omnireg."""
     module = _module_from(path, digest)
     said = getattr(module, "OMNIREG", None)
-    _check_supported(origin, [f"{PROJECT}{said}"] if isinstance(said, str) else None)
+    if said is not None:
+        from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+        try:
+            _check_supported(origin, [f"{PROJECT}{SpecifierSet(said)}"])
+        except (InvalidSpecifier, TypeError, AttributeError) as exc:
+            raise PluginError(
+                f"OMNIREG = {said!r} says no versions of omnireg; write such as '>=0.1,<1'"
+            ) from exc
     return module
 
 

@@ -226,7 +226,10 @@ def config_errors(checkpoint: Checkpoint) -> Iterator[None]:
 
     try:
         yield
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError, StrictDataclassError) as exc:
+    except (
+        ValueError, RuntimeError, KeyError, TypeError, OSError, ImportError, AttributeError,
+        StrictDataclassError,
+    ) as exc:  # fmt: skip
         raise CheckpointError(
             f"{checkpoint.ref} does not fit its config.json: {' '.join(str(exc).split())}"
         ) from exc

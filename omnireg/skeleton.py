@@ -8,7 +8,7 @@ from omnireg.errors import ConfigError
 from omnireg.host import PluginHost
 from omnireg.outputs import appearing
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NAME = re.compile(r"[a-z](_?[a-z0-9])*")
 
 
 def write_plugin(name: str, folder: Path | None = None) -> Path:
@@ -24,7 +24,8 @@ def write_plugin(name: str, folder: Path | None = None) -> Path:
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} cannot name a strategy: use small letters, digits and _, a letter first"
+            f"{name!r} cannot name a strategy: use small letters and digits, a letter first, and"
+            " single _ between them"
         )
     taken = PluginHost().methods().get(name)
     if taken is not None:

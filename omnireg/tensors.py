@@ -33,7 +33,8 @@ def as_device(device: "torch.device | str") -> "torch.device":
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as exc:
-        raise ConfigError(f"device {device}: {' '.join(str(exc).split())}; try cpu") from exc
+        said, _, _ = str(exc).strip().partition("\n")
+        raise ConfigError(f"device {device}: {said[:160].partition('. ')[0]}; try cpu") from exc
 
 
 def as_dtype(dtype: "torch.dtype | str") -> "torch.dtype":

@@ -105,6 +105,14 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]
         (GOOD + "parameters: {weight: [1, heavy]}", "'heavy'"),
         (GOOD + "parameters: {weight: [{filtre: mlp, value: 1}]}", "value and (optional) filter"),
         (GOOD + "parameters: {weight: [{filter: 3, value: 1}]}", "3 is no part of a tensor's name"),
+        (GOOD + "parameters: {weight: []}", "[]: give one value, a list of values for a gradient"),
+        (GOOD + "parameters: {weight: [[0.5]]}", "[[0.5]]: give one value"),
+        (GOOD + "parameters: {weight: [{value: [[1]]}]}", "[[1]]: give one value"),
+        (
+            GOOD + "parameters: {weight: [{filter: q, value: 1}, 0.3]}",
+            "value and (optional) filter",
+        ),
+        (GOOD + "parameters: {weight: true}", "true: Input should be a number"),
         (GOOD + "omnireg: {hots: image}", "did you mean 'host'?"),
         (GOOD + "omnireg: {output: hsot}", "'backbone', 'host' or 'package'"),
         (GOOD + "omnireg: {output: host}", "choose a host: image, audio"),
@@ -492,6 +500,10 @@ def test_the_check_finds_weights_that_changed(here: Path, run: Run) -> None:
 def test_a_device_that_is_not_here(refuse: Callable[..., Outcome]) -> None:
     """Said in one line, with what works."""
     assert "try cpu" in refuse(GOOD, "--device", "cuda:77").err
+    for device in ("mps", "nonsense"):
+        told = refuse(GOOD, "--device", device).err
+        assert "try cpu" in told
+        assert len(told) < 250
 
 
 def test_a_class_nobody_declared_is_not_recorded_by_guess(here: Path, run: Run) -> None:
@@ -542,6 +554,19 @@ def test_quantised_weights_are_named(
     said = refuse(GOOD).err
     assert "image: model.layers.0.mlp.down_proj.weight is " in said
     assert "save it in bfloat16 first" in said
+
+
+@pytest.mark.parametrize("said", ['{"quant_method": "gptq", "bits": 4}', '"x"'])
+def test_a_config_that_says_quantised(
+    here: Path, refuse: Callable[..., Outcome], said: str
+) -> None:
+    """Before transformers asks for the library that would read it."""
+    config = json.loads((here / "image" / "config.json").read_text())
+    config["quantization_config"] = json.loads(said)
+    (here / "image" / "config.json").write_text(json.dumps(config))
+    told = refuse(GOOD).err
+    assert "image is quantised" in told
+    assert "save it in bfloat16 first" in told
 
 
 def test_a_filter_that_does_nothing_is_told(

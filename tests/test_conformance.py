@@ -53,6 +53,33 @@ TestBad = omnireg_conformance("bad")
 """
 
 
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "write-a-strategy.md"
+
+
+def test_the_plugin_of_the_page_passes_as_the_page_tests_it(tmp_path: Path) -> None:
+    """A strategy that has to be told a model; the blocks are taken from the page."""
+    text = PAGE.read_text("utf-8")
+
+    def block(after: str) -> str:
+        return text.partition(after)[2].partition("```python\n")[2].partition("```")[0]
+
+    site = tmp_path / "site"
+    site.mkdir()
+    distribution(site, "omnireg-pull", "")
+    (site / "omnireg_pull.py").unlink()
+    (site / "omnireg_pull").mkdir()
+    for name in ("__init__.py", "method.py"):
+        (site / "omnireg_pull" / name).write_text(block(f"`src/omnireg_pull/{name}`"))
+    (tmp_path / "test_pull.py").write_text(block("## Test it"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_pull.py"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "19 passed" in done.stdout
+
+
 def failures(folder: Path, site: Path, kind: str, only: str) -> str:
     """Return what pytest prints about a strategy that is bad in one way."""
     (folder / "test_bad.py").write_text(TESTS)

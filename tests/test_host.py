@@ -290,7 +290,12 @@ def test_a_file_for_another_omnireg_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"supports omnireg>=99, this is"):
         PluginHost().load_file(file)
     file.write_text('OMNIREG = ">=0.1,<1"\n')
-    PluginHost().load_file(file)
+    with pytest.raises(PluginError, match="registers nothing; write a function"):
+        PluginHost().load_file(file)
+    for wrong in ("'abc'", "3"):
+        file.write_text(f"OMNIREG = {wrong}\n")
+        with pytest.raises(PluginError, match="says no versions of omnireg"):
+            PluginHost().load_file(file)
 
 
 def test_a_method_built_anew_is_not_a_clash(site: Path) -> None:
@@ -339,6 +344,19 @@ def test_an_edited_file_is_what_merges(tmp_path: Path) -> None:
         assert strategy.origin.distribution == "mine.py"
         assert get("mine") is strategy.load()
     assert "mine" not in PluginHost().methods()
+
+
+def test_a_file_is_loaded_again_in_one_host(tmp_path: Path) -> None:
+    """As when a cell of a notebook runs twice; edited in between, or not."""
+    file, host = tmp_path / "mine.py", PluginHost()
+    versions = set()
+    for factor in (1.0, 1.0, 2.0):
+        file.write_text(FILE.format(name="mine", factor=factor))
+        host.load_file(file)
+        host.install()
+        versions.add(host.methods()["mine"].origin.version)
+    assert len(versions) == 2
+    assert sum(plugin.origin.distribution == "mine.py" for plugin in host.plugins) == 1
 
 
 @pytest.mark.parametrize("taken", ["linear", "mmer"])

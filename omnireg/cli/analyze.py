@@ -117,7 +117,7 @@ def _draw_shift(found: "Shift", path: Path) -> None:
 @click.option("--logits", type=_FILE, metavar="DIR", help="Compute from stored logits instead.")
 @click.option("--answers", type=_FILE, help="With --logits: JSON, id → right letter.")
 @click.option("--keep", type=_FILE, metavar="DIR", help="Keep answers and logits here.")
-@click.option("--layer", "layers", type=int, multiple=True, help="Only this one; may be repeated.")
+@click.option("--layer", "layers", type=int, multiple=True, help="Only this one.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use the first items alone.")
 @click.option("--chat-template/--no-chat-template", default=None,
               help="Put prompts into the chat template [default: if there is one].")  # fmt: skip

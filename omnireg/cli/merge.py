@@ -121,7 +121,7 @@ def merge_command(
 
     CONFIG is mergekit's YAML; its key ``omnireg:`` says what the result should be.
     """
-    settings.goes_on = not no_resume
+    settings.goes_on = not no_resume and engine != "mergekit"
     from omnireg.engine import merge
 
     book = nullcontext(None) if no_record else settings.open_registry()

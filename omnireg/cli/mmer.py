@@ -25,7 +25,8 @@ _FILE = click.Path(path_type=Path)
 def mmer_command() -> None:
     """Look into a decoupled package, ask it, add to it, or take one model out.
 
-    A package is made by ``omnireg merge`` with ``merge_method: mmer`` and ``output: package``.
+    A package is made by ``omnireg merge`` with ``output: package``, by mmer and other strategies
+    that have masks.
     """
 
 

@@ -1,6 +1,7 @@
 """``omnireg new-plugin``."""
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -28,4 +29,4 @@ def new_plugin_command(settings: Settings, name: str, folder: Path | None) -> No
     for file in files:
         click.echo(place / file)
     look = to_type("strategies", "show", name)
-    hint(f"\nnext: pip install -e {place} && pytest {place}\n      {look}")
+    hint(f"\nnext: pip install -e {quote(str(place))} && pytest {quote(str(place))}\n      {look}")

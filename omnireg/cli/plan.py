@@ -96,6 +96,8 @@ def verify_command(settings: Settings, name: str, rerun: bool, plugin_file: Path
             "next: omnireg lineage shows what it was made of; --rerun tells whether merging again"
             " gives the recorded bytes"
             if not rerun
+            else f"{verdict.other_plugin}: find the old one, and name it with --plugin"
+            if verdict.other_plugin
             else "next: compare the versions in its omnireg.json with those installed"
         )
         raise click.exceptions.Exit(1)

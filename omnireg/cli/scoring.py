@@ -34,7 +34,7 @@ def leaderboard_command(settings: Settings, benchmark: str, metric: str | None, 
 @click.command("compare")
 @click.argument("names", nargs=-1, required=True, metavar="NAME…")
 @click.option("--against", required=True, metavar="REF", help="The reference.")
-@click.option("--benchmark", "benchmarks", multiple=True, help="Only this one; may be repeated.")
+@click.option("--benchmark", "benchmarks", multiple=True, help="Only this one.")
 @click.option("--source", help="Only scores whose source, or evaluator, holds this text.")
 @common_options
 @click.pass_obj
@@ -102,7 +102,7 @@ def _cell(row: "Row", value: "Compared | None") -> str:
     "changed",
     multiple=True,
     metavar="NAME=NUMBER",
-    help="Change a threshold, such as instruction_drop=10; may be repeated.",
+    help="Change a threshold, such as instruction_drop=10.",
 )
 @common_options
 @click.pass_obj

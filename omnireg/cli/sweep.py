@@ -27,7 +27,7 @@ _FILE = click.Path(path_type=Path)
 @click.command("sweep")
 @click.argument("config", type=_FILE)
 @click.option("--grid", multiple=True, metavar="P=…", required=True,
-              help="Values to try: P=a,b,c or P=start:stop:step; may be repeated.")  # fmt: skip
+              help="Values to try: P=a,b,c or P=start:stop:step.")  # fmt: skip
 @click.option("--tasks", metavar="T,…", help="Score points by tasks, as omnireg eval does.")
 @click.option("--evaluator", metavar="NAME", help="Who measures them.")
 @click.option("--score-command", metavar="CMD",

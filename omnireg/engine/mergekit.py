@@ -12,7 +12,7 @@ from typing import Any
 
 from omnireg.alignment import EMBEDDING, LAYER, VOCABULARY
 from omnireg.checkpoint import Checkpoint
-from omnireg.engine.tensors import check_finite
+from omnireg.engine.tensors import check_finite, is_finite, made_nonfinite
 from omnireg.engine.translated import translated
 from omnireg.errors import MergeError
 from omnireg.host import PluginHost
@@ -96,6 +96,8 @@ def merge_with_mergekit(
     _run_planner(plan, staged, merged, seed, settings, progress)
     result = Checkpoint("the merged backbone", merged)
     _check_written(plan, result)
+    if not allow_nonfinite:
+        _check_made(plan, result)
     return Staged(output, result, allow_nonfinite)
 
 
@@ -130,6 +132,8 @@ def merge_whole(
     result = Checkpoint(str(folder), folder)
     if plan.reference.tensors and not result.tensors:
         raise MergeError("mergekit wrote no tensors")
+    if not allow_nonfinite:
+        _check_made(plan, result)
     _normalise(result, folder, max_bytes)
 
 
@@ -161,6 +165,14 @@ def _stage(plan: Plan, item: Input, folder: Path, allow_nonfinite: bool) -> Path
 def _check_finite(ref: str, name: str, header: TensorHeader, data: bytes | memoryview) -> None:
     if header.dtype in FLOATS:
         check_finite(ref, name, as_tensor(data, header))
+
+
+def _check_made(plan: Plan, result: Checkpoint) -> None:
+    """Refuse NaN and Inf that the method made."""
+    read = ByteReader()
+    for name, header in result.tensors.items():
+        if header.dtype in FLOATS and not is_finite(as_tensor(read(header), header)):
+            raise made_nonfinite(plan.recipe.merge_method, name)
 
 
 # Running

@@ -154,7 +154,9 @@ def _merging(
     check_free(out)
     chosen = name or parsed.omnireg.name or out.name
     if book:
-        book.check_name_free(chosen, recipe_digest=parsed.digest)
+        strategy = host.strategies.get(parsed.merge_method)
+        plugin = strategy.origin.file_version if strategy else None
+        book.check_name_free(chosen, recipe_digest=parsed.digest, plugin=plugin)
     if any(not Path(ref).expanduser().exists() for ref in parsed.references):
         # whether everything fits is known from headers, before a byte of weights is fetched
         plan(parsed, host, engine=engine, weights=False)

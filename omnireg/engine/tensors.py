@@ -171,29 +171,30 @@ class Job:
     def tensor(self) -> torch.Tensor:
         """Return the merged tensor, computed by the method's own code."""
         plan = self.settings.plan
-        with translated(plan), seeded(self.settings.seed, self.merged.name):
+        name = self.merged.name
+        with translated(plan, name), seeded(self.settings.seed, name):
             result = self._task().execute(tensors=self._inputs())
         if result is None:
             raise MergeError(f"{plan.recipe.merge_method} left out tensor {self.merged.name}")
-        if not self.settings.allow_nonfinite and not bool(torch.isfinite(result).all()):
-            raise MergeError(
-                f"{plan.recipe.merge_method} makes NaN or Inf of finite inputs, in tensor"
-                f" {self.merged.name}; look at its parameters, or pass --allow-nonfinite"
-            )
+        if not self.settings.allow_nonfinite and not is_finite(result):
+            raise made_nonfinite(plan.recipe.merge_method, self.merged.name)
         return result.to(device="cpu", dtype=TORCH_DTYPES()[self.merged.dtype])  # type: ignore[no-any-return]
 
     def side_outputs(self) -> tuple[torch.Tensor, dict[str, Any], int | None]:
         """Return τ★, how each model is decoupled, and the power of its norm if it is rescaled."""
         plan, method = self.settings.plan, cast(Any, self.settings.method)
-        parameters = self._parameters()
-        with translated(plan), seeded(self.settings.seed, self.merged.name):
-            merged, found = method.side_outputs(self._group(), parameters, self._known)
-        rescaling = method.rescaling(parameters)
+        parameters, name = self._parameters(), self.merged.name
+        with translated(plan, name), seeded(self.settings.seed, name):
+            group = self._group()
+            merged, found = method.side_outputs(group, parameters, self._known)
+            _check_side_outputs(group, merged, found)
+            rescaling = method.rescaling(parameters)
+            power = rescaling.power if rescaling else None
         parts = {
             ref: replace(part, vector=part.vector.cpu(), mask=part.mask.cpu())
             for ref, part in found.items()
         }
-        return merged.cpu(), parts, rescaling.power if rescaling else None
+        return merged.cpu(), parts, power
 
     def _inputs(self) -> dict[Any, torch.Tensor]:
         from mergekit.common import ModelReference
@@ -251,6 +252,36 @@ class Job:
         return parameters_of(self.bound, self.settings.method, self.settings.models)
 
 
+def _check_side_outputs(group: Any, merged: Any, found: Any) -> None:
+    """Refuse side outputs that would make a package of something else.
+
+    Raises:
+        ValueError: says what :class:`omnireg.hookspecs.DecouplingStrategy` asks for.
+    """
+    like = group.entries[0].tensor
+    if (merged.shape, merged.dtype) != (like.shape, like.dtype):
+        raise ValueError(
+            f"side_outputs gives a task vector of {merged.dtype} and shape {tuple(merged.shape)};"
+            f" it has to be {like.dtype} and {tuple(like.shape)}"
+        )
+    models = [str(entry.id) for entry in group.non_base]
+    if set(found) != set(models):
+        raise ValueError(
+            f"side_outputs decouples {', '.join(map(str, found)) or 'nothing'}; it has to decouple"
+            f" {', '.join(models)}"
+        )
+    for ref, part in found.items():
+        if part.mask.dtype != torch.bool or part.mask.shape != like.shape:
+            raise ValueError(
+                f"side_outputs gives {ref} a mask of {part.mask.dtype} and shape"
+                f" {tuple(part.mask.shape)}; it has to be boolean and {tuple(like.shape)}"
+            )
+        if bool((part.mask & (merged == 0)).any()):
+            raise ValueError(f"the mask of {ref} keeps elements that the task vector does not have")
+        if part.vector.shape != like.shape:
+            raise ValueError(f"side_outputs gives {ref} a vector of shape {part.vector.shape}")
+
+
 def parameters_of(bound: Bound, method: MergeMethod, models: tuple[str, ...]) -> dict[str, Any]:
     """Return parameters as ``merge_group`` gets them, per-input values by reference."""
     found = dict(bound.shared)
@@ -272,8 +303,21 @@ def check_finite(ref: str, name: str, tensor: torch.Tensor) -> None:
     Raises:
         CheckpointError: names the tensor.
     """
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if tensor.is_floating_point() and not is_finite(tensor):
         raise nonfinite(ref, name)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor Inf."""
+    return bool(torch.isfinite(tensor).all())
+
+
+def made_nonfinite(method: str, name: str) -> OmniregError:
+    """Return the error about a method that makes NaN or Inf itself."""
+    return MergeError(
+        f"{method} makes NaN or Inf of finite inputs, in tensor {name}; look at its parameters, or"
+        " pass --allow-nonfinite"
+    )
 
 
 def nonfinite(ref: str, name: str) -> OmniregError:

@@ -10,8 +10,11 @@ from omnireg.planning import Plan
 
 
 @contextmanager
-def translated(plan: Plan) -> Iterator[None]:
-    """Turn what mergekit raises for a user's mistake into one line of ours."""
+def translated(plan: Plan, tensor: str | None = None) -> Iterator[None]:
+    """Turn what mergekit or a method raises into one line of ours.
+
+    Only a ValueError is meant for users; of any other error its kind is told as well.
+    """
     level = logging.getLogger().level
     logging.getLogger().setLevel(max(level, logging.ERROR))
     try:
@@ -26,6 +29,9 @@ def translated(plan: Plan) -> Iterator[None]:
                 f"the disk is full ({message}); free some space and run again"
             ) from exc
         said = message.removeprefix(f"{plan.recipe.merge_method}: ")
-        raise MergeError(f"{plan.recipe.merge_method}: {said or type(exc).__name__}") from exc
+        if not said or not isinstance(exc, ValueError | RuntimeError):
+            said = f"{type(exc).__name__}: {said}" if said else type(exc).__name__
+        where = f", in tensor {tensor}" if tensor else ""
+        raise MergeError(f"{plan.recipe.merge_method}: {said}{where}") from exc
     finally:
         logging.getLogger().setLevel(level)

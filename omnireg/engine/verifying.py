@@ -23,11 +23,16 @@ from omnireg.registry import Registry, Run
 
 @dataclass(frozen=True)
 class Verdict:
-    """The recorded fingerprint beside the one that was found."""
+    """The recorded fingerprint beside the one that was found.
+
+    Attributes:
+        other_plugin: why merging again used another single-file plugin, if it did.
+    """
 
     name: str
     expected: str
     found: str
+    other_plugin: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -60,8 +65,11 @@ def verify(
             f"{record.name} was recorded without a fingerprint or a place; record its files:"
             f" omnireg add FOLDER --name {record.name}"
         )
+    other = None
     if rerun:
-        found = _merged_again(book, record, host or PluginHost(), progress)
+        plugins = host or PluginHost()
+        other = _other_plugin(_run_of(book, record), plugins)
+        found = _merged_again(book, record, plugins, progress)
     else:
         if Path(record.source).is_absolute() and not Path(record.source).is_dir():
             raise CheckpointError(
@@ -74,7 +82,19 @@ def verify(
             if place.is_dir()
             else open_checkpoint(record.source, weights=False).fingerprint
         )
-    return Verdict(record.name, record.fingerprint, found)
+    return Verdict(record.name, record.fingerprint, found, other)
+
+
+def _other_plugin(run: Run, host: PluginHost) -> str | None:
+    """Say that a single-file plugin is not the one that a run was made with."""
+    strategy = host.strategies.get(str(run.strategy))
+    now = strategy.origin.file_version if strategy else None
+    if now is None or now == run.strategy_version:
+        return None
+    return (
+        f"it was merged with {run.strategy_distribution} {str(run.strategy_version)[:19]}, and that"
+        f" file is {now[:19]} now"
+    )
 
 
 def mismatches(

@@ -7,8 +7,8 @@ from functools import cache, partial
 from pathlib import Path
 
 from omnireg.alignment import EMBEDDING, LanguageModel, align, find_language_model
-from omnireg.checkpoint import open_checkpoint
-from omnireg.errors import ConfigError, PlanError, did_you_mean
+from omnireg.checkpoint import Checkpoint, open_checkpoint
+from omnireg.errors import CheckpointError, ConfigError, PlanError, did_you_mean
 from omnireg.hookspecs import PROJECT
 from omnireg.host import PluginHost, Strategy
 from omnireg.loading import check_complete
@@ -180,8 +180,19 @@ def open_model(ref: str, host: PluginHost, *, weights: bool = True) -> LanguageM
         PlanError: a class or a tensor that cannot be explained.
     """
     checkpoint = open_checkpoint(ref, weights=weights, headers=not weights)
+    _refuse_quantised(checkpoint)
     check_complete(checkpoint)
     return find_language_model(checkpoint, host.layouts)
+
+
+def _refuse_quantised(checkpoint: Checkpoint) -> None:
+    said = checkpoint.config.get("quantization_config")
+    if said:
+        method = said.get("quant_method") if isinstance(said, dict) else None
+        raise CheckpointError(
+            f"{checkpoint.ref} is quantised{f' ({method})' if method else ''}, as its config.json"
+            " says: its weights are no plain numbers; save it in bfloat16 first"
+        )
 
 
 def _order(recipe: Recipe) -> list[str]:

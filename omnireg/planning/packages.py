@@ -21,6 +21,11 @@ def check_package(recipe: Recipe, strategy: Strategy, reference: LanguageModel) 
             f"{recipe.merge_method} has no masks to put into a package; use one that has, such as"
             " merge_method: mmer"
         )
+    if not hasattr(strategy.load(), "rescaling"):
+        raise ConfigError(
+            f"{recipe.merge_method} has side_outputs, but no rescaling, which a package needs too;"
+            " ask its author"
+        )
     if recipe.base_model is None or reference.is_host:
         raise ConfigError("a package needs base_model: the text model that all were made of")
     if (recipe.parameters or {}).get("mask_of") is not None:

@@ -48,20 +48,34 @@ def check_parameters(recipe: Recipe, spec: "MergeMethodSpec", *, first_pass: boo
 
 def _leaves(setting: Any, where: str) -> Iterator[Any]:
     """Yield the plain values of a setting: itself, a gradient's, or each condition's."""
-    if isinstance(setting, list):
-        for item in setting:
-            yield from _leaves(item, where)
-    elif isinstance(setting, Mapping):
-        unknown = set(setting) - {"filter", "value"}
-        if unknown or "value" not in setting:
-            raise ConfigError(f"{where}: a condition has the keys value and (optional) filter")
-        if not isinstance(setting.get("filter"), str | None):
-            raise ConfigError(
-                f"{where}: filter: {setting['filter']!r} is no part of a tensor's name"
-            )
-        yield from _leaves(setting["value"], where)
+    if isinstance(setting, Mapping):
+        setting = [setting]
+    if isinstance(setting, list) and any(isinstance(item, Mapping) for item in setting):
+        for condition in setting:
+            yield from _plain(_value_of(condition, where), where)
     else:
-        yield setting
+        yield from _plain(setting, where)
+
+
+def _value_of(condition: Any, where: str) -> Any:
+    """Return what a parameter is where the filter of a condition fits."""
+    if not isinstance(condition, Mapping) or {"value"} != set(condition) - {"filter"}:
+        raise ConfigError(f"{where}: a condition has the keys value and (optional) filter")
+    found = condition.get("filter")
+    if not isinstance(found, str | None):
+        raise ConfigError(f"{where}: filter: {found!r} is no part of a tensor's name")
+    return condition["value"]
+
+
+def _plain(setting: Any, where: str) -> Iterator[Any]:
+    """Yield a value, or those of a gradient over the layers."""
+    values = setting if isinstance(setting, list) else [setting]
+    if not values or any(isinstance(value, list | Mapping) for value in values):
+        raise ConfigError(
+            f"{where}: {setting!r}: give one value, a list of values for a gradient over the"
+            " layers, or conditions"
+        )
+    yield from values
 
 
 def idle_filters(recipe: Recipe, tensors: Iterable[str]) -> Iterator[str]:
@@ -91,6 +105,8 @@ def _check_value(recipe: Recipe, parameter: "ParameterSpec", value: Any, where: 
         valid = parameter.validate(value)
     except ValidationError as exc:
         raise ConfigError(f"{where}: {value!r}: {exc.errors()[0]['msg']}") from exc
+    if isinstance(value, bool) and type(valid) in (int, float):
+        raise ConfigError(f"{where}: {str(value).lower()}: Input should be a number")
     if names_a_model(parameter) and valid is not None:
         listed = [entry.model for entry in recipe.merged_models]
         if same_place(valid) not in [same_place(ref) for ref in listed]:
@@ -175,10 +191,14 @@ class Resolver:
         """Prepare for the inputs in ``order``, an unlisted base last."""
         self._spec, self._order, self._base = spec, order, recipe.base_model
         own = {entry.model: entry.parameters or {} for entry in recipe.models or ()}
-        self._own = {ref: own.get(ref, {}) for ref in order}
-        self._shared = recipe.parameters or {}
+        self._own = {ref: self._by_ref(own.get(ref, {})) for ref in order}
+        self._shared = self._by_ref(recipe.parameters or {})
         settings = [v for block in (self._shared, *self._own.values()) for v in block.values()]
         self._plain = not any(isinstance(setting, list | Mapping) for setting in settings)
+
+    def _by_ref(self, block: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a block of parameters in which a model has the name that its entry has."""
+        return dict(relocated(block, self._spec, {ref: ref for ref in self._order}))
 
     def bind(self, tensor: str, position: float) -> Bound:
         """Return the values for a tensor at ``position`` in the layers, 0 first and 1 last."""

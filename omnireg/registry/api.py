@@ -319,11 +319,12 @@ class Registry:
         kind: str | None = None,
         fingerprint: str | None = None,
         recipe_digest: str | None = None,
+        plugin: str | None = None,
     ) -> None:
         """Refuse, before any work, a name that a checkpoint with other bytes has.
 
         A name whose bytes are unknown is free, and so is one that these bytes or a run of this
-        recipe already have.
+        recipe already have, with this version of the single-file ``plugin`` if one is used.
         """
         wanted = None if kind is None else rules.state(Kind, kind, "kind")
         whole = rules.fingerprint(fingerprint)
@@ -331,7 +332,7 @@ class Registry:
             rules.name(name)
             return
         with self._database.reading() as session:
-            runs.refuse_taken(session, name, wanted, whole, recipe_digest)
+            runs.refuse_taken(session, name, wanted, whole, recipe_digest, plugin)
 
     def start_run(
         self,

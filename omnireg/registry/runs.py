@@ -112,6 +112,7 @@ def refuse_taken(
     kind: Kind | None,
     fingerprint: str | None,
     recipe_digest: str | None,
+    plugin: str | None,
 ) -> None:
     """Refuse a name whose recorded bytes differ, or may differ, from what is to be made."""
     refuse_alias(session, rules.name(name))
@@ -120,10 +121,11 @@ def refuse_taken(
         return
     if kind is not None and row.kind is not kind:
         raise RegistryError(f"{name!r} is recorded as {row.kind}, not {kind}: use another --name")
-    if row.fingerprint in (None, fingerprint) or _made_by(session, row, recipe_digest):
+    if row.fingerprint in (None, fingerprint) or _made_by(session, row, recipe_digest, plugin):
         return
     raise RegistryError(
         f"the name {name!r} is taken by a checkpoint with other bytes: use another --name"
+        + (", or --no-record while trying" if recipe_digest else "")
     )
 
 
@@ -151,10 +153,14 @@ def to_run(row: RunRow) -> Run:
     )
 
 
-def _made_by(session: Session, row: CheckpointRow, recipe_digest: str | None) -> bool:
+def _made_by(
+    session: Session, row: CheckpointRow, recipe_digest: str | None, plugin: str | None
+) -> bool:
     if recipe_digest is None:
         return False
     made = select(RunRow.id).where(
         RunRow.checkpoint_id == row.id, RunRow.recipe_digest == recipe_digest
     )
+    if plugin is not None:
+        made = made.where(RunRow.strategy_version == plugin)
     return session.scalars(made.limit(1)).first() is not None

@@ -34,7 +34,8 @@ def omnireg_conformance(
 
     Args:
         strategy: its name.
-        parameters: shared parameters to test it with; its defaults when None.
+        parameters: shared parameters to test it with; its defaults when None. A required one that
+            names a model is given one if it is left out.
         order_invariant: whether the order of the models does not matter.
         needs_stream: whether these parameters need a first pass over the whole model, which only
             the streaming engine makes; mergekit's engine must then refuse them with an error.
@@ -72,11 +73,20 @@ class _Conformance:
                 "merge_method": self.strategy,
                 "base_model": str(base),
                 "models": [{"model": str(model)} for model in models],
-                **({"parameters": dict(self.parameters)} if self.parameters else {}),
+                **({"parameters": given} if (given := self._given(models)) else {}),
                 **more,
             },
             sort_keys=False,
         )
+
+    def _given(self, models: Sequence[Path]) -> dict[str, Any]:
+        """Return the parameters; what has to name a model names the first by name."""
+        from omnireg.host import PluginHost
+        from omnireg.planning.parameters import names_a_model
+
+        spec = PluginHost().methods()[self.strategy].load().spec
+        named = [p.name for p in spec.shared_parameters if p.required and names_a_model(p)]
+        return {**dict.fromkeys(named, str(min(models))), **self.parameters}
 
     def _merge(self, out: Path, base: Path, models: Sequence[Path], **how: Any) -> "Tensors":
         from omnireg.engine import merge
@@ -270,7 +280,7 @@ class _Conformance:
         text = self._recipe(family.base, models, **more)
         merge(text, tmp_path / "package", record=False)
         extract(Package(tmp_path / "package"), "one", tmp_path / "taken")
-        alone = {**self.parameters, "mask_of": str(family.models[0])}
+        alone = {**self._given(models), "mask_of": str(family.models[0])}
         found = self._merge(
             tmp_path / "alone", family.base, models, more={"parameters": alone}, engine="stream"
         )
