@@ -172,9 +172,12 @@ class PluginHost:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self.plugins: list[Plugin] = []
+        #: distributions that the user turned off
+        self.disabled: list[str] = []
         disabled = _disabled()
         for entry, origin in _entry_points():
             if origin.distribution != PROJECT and disabled(origin):
+                self.disabled.append(origin.distribution)
                 continue
             self._load(origin, partial(_supported_entry, entry, origin))
 

@@ -21,6 +21,8 @@ def check_free(out: Path) -> None:
     Raises:
         MergeError: it exists, or its parent cannot be written to.
     """
+    if out == Path():
+        raise MergeError("the folder to write has no name; name a new one")
     try:
         taken = out.exists() or out.is_symlink()
     except OSError as exc:

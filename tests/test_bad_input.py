@@ -589,6 +589,12 @@ def test_a_method_that_makes_nan_is_found_out(here: Path, refuse: Callable[..., 
     assert "nothing makes NaN or Inf of finite inputs, in tensor" in said
 
 
+def test_names_that_are_empty(refuse: Callable[..., Outcome]) -> None:
+    """Of the folder, and in the registry."""
+    assert "has no name; name a new one" in refuse(GOOD, out="").err
+    assert "name" in refuse(GOOD, "--name", "").err
+
+
 def test_entries_that_are_no_mappings(refuse: Callable[..., Outcome]) -> None:
     """The commonest slips of YAML, in words of YAML."""
     assert "write - model: image" in refuse(GOOD.replace("- model: image", "- image")).err

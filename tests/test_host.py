@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from omnireg import hookspecs
-from omnireg.errors import PluginError
+from omnireg.errors import ConfigError, PluginError
 from omnireg.host import DISABLE_VARIABLE, PluginHost, Status
+from omnireg.planning import plan
 from tests_support import Outcome, Run, distribution
 
 GOOD = """
@@ -180,6 +181,8 @@ def test_third_party_plugins_can_be_turned_off(
     host = PluginHost()
     assert "third" not in host.strategies
     assert "mmer" in host.strategies
+    with pytest.raises(ConfigError, match=f"{DISABLE_VARIABLE} turns off .*omnireg-third"):
+        plan("merge_method: third\nmodels: [{model: a}, {model: b}]", host)
 
 
 def test_a_single_file_plugin_is_known_by_its_digest(tmp_path: Path) -> None:

@@ -395,6 +395,14 @@ def test_mergekit_commands_run_with_plugins_registered(here: Path, run: Run) -> 
     assert "did you mean 'yaml'?" in unknown.err
     path.write_text(recipe("average", "image", base=None))
     assert "family/image is a multimodal host" in run("mergekit", "yaml", path, "out3").err
+    path.write_text(recipe("omni_ties", "base2", extra="parameters:\n  densty: 0.3\n"))
+    said = run("mergekit", "yaml", path, "out4").err
+    assert "no parameter 'densty' (did you mean 'density'?); mergekit may pass over that" in said
+    path.write_text("merge_method: linear\nmodels: [{model: bsae, parameters: {weight: 1}}]\n")
+    assert (
+        "there is no folder bsae: mergekit looks for it on"
+        in run("mergekit", "yaml", path, "o").err
+    )
 
 
 def test_mergekits_raw_and_multi_commands_know_our_methods(here: Path, run: Run) -> None:

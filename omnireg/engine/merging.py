@@ -152,7 +152,7 @@ def _merging(
 ) -> Steps[Receipt]:  # fmt: skip
     parsed, text = as_recipe(recipe)
     check_free(out)
-    chosen = name or parsed.omnireg.name or out.name
+    chosen = name if name is not None else parsed.omnireg.name or out.name
     if book:
         strategy = host.strategies.get(parsed.merge_method)
         plugin = strategy.origin.file_version if strategy else None

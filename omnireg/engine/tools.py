@@ -1,7 +1,7 @@
 """mergekit's other commands, with every plugin registered in their process."""
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from omnireg.errors import (
     to_type,
 )
 from omnireg.host import PluginHost
+from omnireg.planning.parameters import check_parameters
 from omnireg.recipe import Recipe, read_recipe
 
 #: mergekit's options that omnireg decides, or has its own for
@@ -108,7 +109,8 @@ def advise(tool: str, arguments: Sequence[str], host: PluginHost) -> Advice:
     """Look at what ``mergekit yaml CONFIG OUT`` is about to do.
 
     mergekit loses the language model of a multimodal host without an error, so hosts are warned
-    about; and since it records nothing, the line that would is offered.
+    about, and it passes over parameters that it does not know; and since it records nothing, the
+    line that would is offered.
     """
     plain = [argument for argument in arguments if not argument.startswith("-")]
     if tool != "yaml" or len(plain) < 2:
@@ -117,8 +119,21 @@ def advise(tool: str, arguments: Sequence[str], host: PluginHost) -> Advice:
         recipe, _ = read_recipe(Path(plain[0]))
     except ConfigError:
         return Advice()
-    hosts = [ref for ref in recipe.references if _is_host(ref, host)]
-    return Advice(tuple(_warning(ref) for ref in hosts), _add_line(recipe, plain[1]))
+    warnings = [_warning(ref) for ref in recipe.references if _is_host(ref, host)]
+    return Advice((*warnings, *_slips(recipe, host)), _add_line(recipe, plain[1]))
+
+
+def _slips(recipe: Recipe, host: PluginHost) -> Iterator[str]:
+    """Say what mergekit passes over, or looks for elsewhere."""
+    for ref in recipe.references:
+        if ("/" not in ref or ref[0] in "./~") and not Path(ref).expanduser().exists():
+            yield f"there is no folder {ref}: mergekit looks for it on the Hub"
+    strategy = host.methods().get(recipe.merge_method)
+    if strategy is not None:
+        try:
+            check_parameters(recipe, strategy.load().spec, first_pass=True)
+        except OmniregError as exc:
+            yield f"{exc}; mergekit may pass over that"
 
 
 def _is_host(ref: str, host: PluginHost) -> bool:

@@ -10,7 +10,7 @@ from omnireg.alignment import EMBEDDING, LanguageModel, align, find_language_mod
 from omnireg.checkpoint import Checkpoint, open_checkpoint
 from omnireg.errors import CheckpointError, ConfigError, PlanError, did_you_mean
 from omnireg.hookspecs import PROJECT
-from omnireg.host import PluginHost, Strategy
+from omnireg.host import DISABLE_VARIABLE, PluginHost, Strategy
 from omnireg.loading import check_complete
 from omnireg.planning.packages import check_one_dtype, check_package, senses_of
 from omnireg.planning.parameters import check_parameters, idle_filters, same_place
@@ -206,10 +206,12 @@ def _strategy(recipe: Recipe, host: PluginHost) -> Strategy:
     found = methods.get(recipe.merge_method)
     if found is None:
         broken = "; ".join(f"{p.origin.distribution}: {p.error}" for p in host.broken())
+        off = ", ".join(host.disabled)
         raise ConfigError(
             f"unknown merge_method {recipe.merge_method!r}"
             f"{did_you_mean(recipe.merge_method, methods)}; see: omnireg strategies"
             + (f" (broken plugins: {broken})" if broken else "")
+            + (f" ({DISABLE_VARIABLE} turns off {off})" if off else "")
         )
     return found
 
