@@ -206,7 +206,7 @@ def test_an_accelerator_forms_the_same_bits(
             wanted = [torch.empty(stop - start, dtype=written) for _ in ROUTES]
             weights.form_all(tensor, ROUTES, start, stop, wanted)
             got = [torch.full_like(one, torch.nan, device=way.split()[0]) for one in wanted]
-            resident.write(blends, (start, stop), (source.rank(start), source.rank(stop)), got)
+            resident.write(blends, (start, stop), source.rank, got)
             for one, other in zip(wanted, got, strict=True):
                 assert one.view(torch.uint8).equal(other.cpu().view(torch.uint8))
 

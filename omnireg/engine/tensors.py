@@ -170,14 +170,13 @@ class Job:
 
     def tensor(self) -> torch.Tensor:
         """Return the merged tensor, computed by the method's own code."""
-        plan = self.settings.plan
-        name = self.merged.name
+        plan, name = self.settings.plan, self.merged.name
         with translated(plan, name), seeded(self.settings.seed, name):
             result = self._task().execute(tensors=self._inputs())
         if result is None:
-            raise MergeError(f"{plan.recipe.merge_method} left out tensor {self.merged.name}")
+            raise MergeError(f"{plan.recipe.merge_method} left out tensor {name}")
         if not self.settings.allow_nonfinite and not is_finite(result):
-            raise made_nonfinite(plan.recipe.merge_method, self.merged.name)
+            raise made_nonfinite(plan.recipe.merge_method, name)
         return result.to(device="cpu", dtype=TORCH_DTYPES()[self.merged.dtype])  # type: ignore[no-any-return]
 
     def side_outputs(self) -> tuple[torch.Tensor, dict[str, Any], int | None]:
@@ -270,13 +269,14 @@ def _check_side_outputs(group: Any, merged: Any, found: Any) -> None:
             f"side_outputs decouples {', '.join(map(str, found)) or 'nothing'}; it has to decouple"
             f" {', '.join(models)}"
         )
+    absent = merged == 0
     for ref, part in found.items():
         if part.mask.dtype != torch.bool or part.mask.shape != like.shape:
             raise ValueError(
                 f"side_outputs gives {ref} a mask of {part.mask.dtype} and shape"
                 f" {tuple(part.mask.shape)}; it has to be boolean and {tuple(like.shape)}"
             )
-        if bool((part.mask & (merged == 0)).any()):
+        if bool((part.mask & absent).any()):
             raise ValueError(f"the mask of {ref} keeps elements that the task vector does not have")
         if part.vector.shape != like.shape:
             raise ValueError(f"side_outputs gives {ref} a vector of shape {part.vector.shape}")

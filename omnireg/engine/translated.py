@@ -13,7 +13,7 @@ from omnireg.planning import Plan
 def translated(plan: Plan, tensor: str | None = None) -> Iterator[None]:
     """Turn what mergekit or a method raises into one line of ours.
 
-    Only a ValueError is meant for users; of any other error its kind is told as well.
+    What a ValueError or a RuntimeError says is enough; of any other error its kind is told as well.
     """
     level = logging.getLogger().level
     logging.getLogger().setLevel(max(level, logging.ERROR))

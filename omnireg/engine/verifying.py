@@ -68,8 +68,9 @@ def verify(
     other = None
     if rerun:
         plugins = host or PluginHost()
-        other = _other_plugin(_run_of(book, record), plugins)
-        found = _merged_again(book, record, plugins, progress)
+        run = _run_of(book, record)
+        other = _other_plugin(run, plugins)
+        found = _merged_again(book, record, run, plugins, progress)
     else:
         if Path(record.source).is_absolute() and not Path(record.source).is_dir():
             raise CheckpointError(
@@ -125,8 +126,9 @@ def mismatches(
     return problems
 
 
-def _merged_again(book: Registry, record: Record, host: PluginHost, progress: Progress) -> str:
-    run = _run_of(book, record)
+def _merged_again(
+    book: Registry, record: Record, run: Run, host: PluginHost, progress: Progress
+) -> str:
     told = _told(record)
     recipe = _relocated(parse_recipe(run.recipe_text or ""), told["parents"], book, host)
     options = told.get("options", {})

@@ -48,13 +48,17 @@ def check_parameters(recipe: Recipe, spec: "MergeMethodSpec", *, first_pass: boo
 
 def _leaves(setting: Any, where: str) -> Iterator[Any]:
     """Yield the plain values of a setting: itself, a gradient's, or each condition's."""
-    if isinstance(setting, Mapping):
-        setting = [setting]
-    if isinstance(setting, list) and any(isinstance(item, Mapping) for item in setting):
-        for condition in setting:
-            yield from _plain(_value_of(condition, where), where)
-    else:
+    conditions = _conditions(setting)
+    for condition in conditions:
+        yield from _plain(_value_of(condition, where), where)
+    if not conditions:
         yield from _plain(setting, where)
+
+
+def _conditions(setting: Any) -> list[Any]:
+    """Return the conditions of a setting; a value and a gradient have none."""
+    items = setting if isinstance(setting, list) else [setting]
+    return items if any(isinstance(item, Mapping) for item in items) else []
 
 
 def _value_of(condition: Any, where: str) -> Any:
@@ -79,13 +83,13 @@ def _plain(setting: Any, where: str) -> Iterator[Any]:
 
 
 def idle_filters(recipe: Recipe, tensors: Iterable[str]) -> Iterator[str]:
-    """Say of every filter that no tensor's name has in it what it may have meant."""
+    """Say of every filter of a checked recipe that no tensor's name has in it what it may mean."""
     names = list(tensors)
     parts = sorted({part for name in names for part in name.split(".")})
     for where, block in recipe.parameter_blocks():
         for name, setting in block.items():
-            for condition in setting if isinstance(setting, list) else [setting]:
-                wanted = condition.get("filter") if isinstance(condition, Mapping) else None
+            for condition in _conditions(setting):
+                wanted = condition.get("filter")
                 if wanted not in (None, "*") and not any(wanted in tensor for tensor in names):
                     yield (
                         f"{where}.{name}: no tensor has {wanted!r} in its name, so this filter does"

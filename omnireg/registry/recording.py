@@ -55,10 +55,7 @@ def facts(
 def record(session: Session, said: Facts, *, create_parents: bool) -> CheckpointRow:
     """Add a checkpoint, or what was missing about a known one."""
     if not create_parents and said.name in [parent.name for parent in said.parents]:
-        raise RegistryError(
-            f"{said.name!r} cannot be a parent of {said.name!r}: it is the same checkpoint; name"
-            " what it was made from"
-        )
+        raise _no_parent(said.name, said.name)
     row = by_name(session, said.name)
     if row is None:
         refuse_alias(session, said.name)
@@ -147,10 +144,7 @@ def _link(session: Session, child: CheckpointRow, parents: Sequence[Parent], cre
     for parent in parents:
         row = _parent(session, parent, below, create)
         if row.id in below:
-            raise RegistryError(
-                f"{row.name!r} cannot be a parent of {child.name!r}: it is the same checkpoint"
-                " or was made from it"
-            )
+            raise _no_parent(row.name, child.name)
         key = (row.id, Role(parent.role))
         said[key] = _sum(said[key], parent.weight) if key in said else parent.weight
     for (parent_id, role), weight in said.items():
@@ -161,6 +155,12 @@ def _link(session: Session, child: CheckpointRow, parents: Sequence[Parent], cre
             edge = ParentRow(parent_id=parent_id, role=role, weight=weight, position=position)
             edges[parent_id, role] = edge
             child.parents.append(edge)
+
+
+def _no_parent(parent: str, child: str) -> RegistryError:
+    return RegistryError(
+        f"{parent!r} cannot be a parent of {child!r}: it is the same checkpoint or was made from it"
+    )
 
 
 def _same_weight(child: CheckpointRow, edge: ParentRow, weight: float | None) -> float | None:

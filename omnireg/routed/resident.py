@@ -1,7 +1,7 @@
 """What weights are formed of, kept on an accelerator, and how they are formed there."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -45,10 +45,10 @@ class Resident:
         self,
         blends: Sequence[Blended],
         span: tuple[int, int],
-        ranks: tuple[int, int],
+        rank: Callable[[int], int],
         outs: Sequence[Tensor],
     ) -> None:
-        """Write a span of elements of every blend; ``ranks`` is where the vector has its part."""
+        """Write a span of elements of every blend; ``rank`` counts the vector's before one."""
         changed = []
         for blend, out in zip(blends, outs, strict=True):
             if blend.plain:
@@ -61,7 +61,7 @@ class Resident:
             else:
                 changed.append((blend, out))
         if changed:
-            self._write(changed, span, ranks)
+            self._write(changed, span, (rank(span[0]), rank(span[1])))
 
     def _rows(self, blend: Blended) -> tuple[Tensor, Tensor]:
         """Return the rows of a blend's masks and their weights, on the device."""

@@ -85,9 +85,9 @@ class Weights:
         source = self._source(name)
         blends = [source.blend(route) for route in routes]
         if (device := outs[0].device) != CPU:
-            resident = self._resident(name, device)
-            resident.write(blends, (start, stop), (source.rank(start), source.rank(stop)), outs)
+            self._resident(name, device).write(blends, (start, stop), source.rank, outs)
             return
+        masks = source.masks(blends)
         # more shares than threads: those of the matrix products may still be spinning
         share = max(_SHARE, -(-(stop - start) // (4 * self._threads)))
         shares = [
@@ -98,7 +98,7 @@ class Weights:
 
         def work() -> None:
             for job in jobs:
-                source.write(blends, *job)
+                source.write(blends, masks, *job)
 
         helpers = [self._pool.submit(work) for _ in range(min(self._threads, len(shares)) - 1)]
         work()
@@ -157,12 +157,21 @@ class _Source:
             return Blended(route.models, (sum(factors) / len(factors),), union=True)
         return Blended(route.models, tuple(factor / len(factors) for factor in factors))
 
-    def _masks(self, blend: Blended) -> list[NDArray[np.uint8]]:
-        masks = [self._arrays.masks[name] for name in blend.models]
-        return [np.bitwise_or.reduce(masks)] if blend.union else masks
+    def masks(self, blends: Sequence[Blended]) -> list[NDArray[np.uint8]]:
+        """Return one mask for each weight of some blends; whoever writes has to hold them."""
+        found: list[NDArray[np.uint8]] = []
+        for blend in blends:
+            own = [self._arrays.masks[name] for name in blend.models]
+            found += [np.bitwise_or.reduce(own)] if blend.union else own
+        return found
 
     def write(
-        self, blends: Sequence[Blended], start: int, stop: int, outs: Sequence[torch.Tensor]
+        self,
+        blends: Sequence[Blended],
+        masks: Sequence[NDArray[np.uint8]],
+        start: int,
+        stop: int,
+        outs: Sequence[torch.Tensor],
     ) -> None:
         """Write elements ``start`` to ``stop`` of every blend to the front of its tensor."""
         arrays, kind, written = self._arrays, KINDS[self._arrays.dtype], _WRITTEN[outs[0].dtype]
@@ -176,8 +185,6 @@ class _Source:
         changed = [blend for blend in blends if not blend.plain]
         if not changed:
             return
-        # held here: an address keeps nothing alive
-        masks = [mask for blend in changed for mask in self._masks(blend)]
         weights = [weight for blend in changed for weight in blend.weights]
         bounds = np.cumsum([0, *(len(blend.weights) for blend in changed)])
         decoupling.form(
@@ -189,7 +196,7 @@ class _Source:
 
     def write_rows(self, blend: Blended, starts: NDArray[np.int64], out: torch.Tensor) -> None:
         """Write a row of elements from every start on."""
-        arrays, masks = self._arrays, self._masks(blend)
+        arrays, masks = self._arrays, self.masks([blend])
         kind, written, count = KINDS[arrays.dtype], _WRITTEN[out.dtype], out.shape[1]
         if blend.plain:
             size = DTYPE_SIZES[arrays.dtype]

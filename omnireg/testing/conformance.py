@@ -13,6 +13,7 @@ import pytest
 from omnireg.errors import OmniregError
 
 if TYPE_CHECKING:
+    from mergekit.merge_methods import MergeMethod
     from torch import Tensor
 
     from omnireg.testing.family import Family
@@ -81,12 +82,16 @@ class _Conformance:
 
     def _given(self, models: Sequence[Path]) -> dict[str, Any]:
         """Return the parameters; what has to name a model names the first by name."""
-        from omnireg.host import PluginHost
         from omnireg.planning.parameters import names_a_model
 
-        spec = PluginHost().methods()[self.strategy].load().spec
+        spec = self._method().spec
         named = [p.name for p in spec.shared_parameters if p.required and names_a_model(p)]
         return {**dict.fromkeys(named, str(min(models))), **self.parameters}
+
+    def _method(self) -> "MergeMethod":
+        from omnireg.host import PluginHost
+
+        return PluginHost().methods()[self.strategy].load()
 
     def _merge(self, out: Path, base: Path, models: Sequence[Path], **how: Any) -> "Tensors":
         from omnireg.engine import merge
@@ -262,10 +267,9 @@ class _Conformance:
     def test_one_model_can_be_taken_out(self, omnireg_models: "Family", tmp_path: Path) -> None:
         """Of a package, byte for byte what ``mask_of`` gives; for strategies that have both."""
         from omnireg.decoupled import extract
-        from omnireg.host import PluginHost
         from omnireg.package import Package
 
-        method = PluginHost().methods()[self.strategy].load()
+        method = self._method()
         names = {parameter.name for parameter in method.spec.parameters}
         can = hasattr(method, "side_outputs") and "mask_of" in names
         assert self.mask_of in (None, can), "mask_of and side_outputs go together"

@@ -10,7 +10,6 @@ that took longer than half a minute. What has a compiled pass makes it on the CP
 import argparse
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +18,7 @@ from statistics import median
 
 import torch
 import yaml
-from engine import recipe
+from engine import recipe, say
 from family import make
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
@@ -61,7 +60,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     family = make(folder, 0.3, 3)
     PluginHost().install()
-    sys.stdout.write(f"{torch.cuda.get_device_name()}, {os.cpu_count()} cores\n")
+    say(f"{torch.cuda.get_device_name()}, {os.cpu_count()} cores")
     for method in options.methods.split(","):
         path = recipe(folder, method, family, METHODS[method])
 
@@ -89,8 +88,7 @@ def main() -> None:
         said = [f"{form} {seconds:.2f} s ({seconds / found['cpu']:.2f} x)"
                 for form, seconds in found.items()]  # fmt: skip
         turns = len(taken["cpu"])
-        sys.stdout.write(f"{method}: {', '.join(said)} ({turns} turns)\n")
-        sys.stdout.flush()
+        say(f"{method}: {', '.join(said)} ({turns} turns)")
 
 
 if __name__ == "__main__":
