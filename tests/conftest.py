@@ -1,6 +1,7 @@
 """Shared parts: a command line that runs in this process, its surroundings, a database server."""
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,32 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return Outcome(code, printed.out, printed.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny real family, and the language models of its hosts as text checkpoints."""
+    from omnireg.backbone import extract
+    from omnireg.demo import story
+    from omnireg.host import PluginHost
+    from omnireg.planning import open_model
+
+    folder = tmp_path_factory.mktemp("words")
+    plugins = PluginHost()
+    base = open_model(str(story.FAMILY / "base"), plugins)
+    for sense in story.SENSES:
+        host = open_model(str(story.FAMILY / sense), plugins)
+        extract(host, folder / "words" / sense, base=base)
+    shutil.copytree(story.FAMILY, folder / "family")
+    return folder
+
+
+@pytest.fixture
+def here(words: Path, tmp_path: Path) -> Path:
+    """A working folder that sees them."""
+    for name in ("words", "family"):
+        (tmp_path / name).symlink_to(words / name)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from omnireg.registry import Registry
 from omnireg.strategies.task_vectors import SPAN
 from omnireg.subjects import Item, Subject, open_subject
 from omnireg.subjects.items import Items
-from tests_support import Run
+from tests_support import Run, digit_probe
 
 DATA = Path(__file__).with_name("data")
 BASE = story.FAMILY / "base"
@@ -411,10 +411,7 @@ def test_a_stopped_analysis_goes_on(
 
 def test_heads_from_the_command_line(run: Run, tmp_path: Path) -> None:
     """A probe of the family's own questions; recorded, drawn, and read again from its logits."""
-    questions.write(tmp_path, ["image"])
-    file = questions.file_of(tmp_path, "image")
-    digits = [line for line in file.read_text().splitlines() if '"category": "digit"' in line]
-    file.write_text("\n".join(digits[::20]) + "\n")
+    file = digit_probe(tmp_path)
     assert run("add", story.FAMILY / "image").code == 0
     done = run(
         "analyze", "heads", "image", "--probe", file, "--no-chat-template", "--layer", "0",
@@ -427,7 +424,10 @@ def test_heads_from_the_command_line(run: Run, tmp_path: Path) -> None:
     with Registry() as book:
         (analysis,) = book.analyses("image", "heads")
     assert analysis.result["heads"] == shown["heads"]
-    assert (analysis.setup["mask"], analysis.setup["n"]) == ("zero", len(digits[::20]))
+    assert (analysis.setup["mask"], analysis.setup["n"]) == (
+        "zero",
+        len(file.read_text().splitlines()),
+    )
     again = json.loads(run("analyze", "heads", "--logits", tmp_path / "kept", "--json").out)
     assert [h["kl_true"] for h in again["heads"]] == [h["kl_true"] for h in shown["heads"]]
     costly = min(shown["heads"], key=lambda h: h["accuracy"])

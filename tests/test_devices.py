@@ -13,11 +13,11 @@ from omnireg.decoupled import extract
 from omnireg.demo import questions, story
 from omnireg.demo.clips import Modality
 from omnireg.demo.tasks import items
-from omnireg.host import PluginHost
 from omnireg.package import Package
 from omnireg.routed import Storage, load
 from omnireg.subjects import open_subject, read_items
-from tests_support import Run
+from tests_support import Run, digit_probe, recipe, write_task
+from zoo import read_weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
 
@@ -56,41 +56,9 @@ PACKED = {
 }
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny family, and the language models of its hosts as text checkpoints."""
-    from omnireg.backbone import extract as backbone_of
-    from omnireg.planning import open_model
-
-    folder, plugins = tmp_path_factory.mktemp("words"), PluginHost()
-    base = open_model(str(story.FAMILY / "base"), plugins)
-    for sense in SENSES:
-        host = open_model(str(story.FAMILY / sense), plugins)
-        backbone_of(host, folder / "words" / sense, base=base)
-    shutil.copytree(story.FAMILY, folder / "family")
-    return folder
-
-
-@pytest.fixture
-def here(words: Path, tmp_path: Path) -> Path:
-    """A working folder that sees them."""
-    for name in ("words", "family"):
-        (tmp_path / name).symlink_to(words / name)
-    return tmp_path
-
-
-def recipe(method: str, models: str, base: str | None, more: str) -> None:
+def write(method: str, models: str, base: str | None, more: str) -> None:
     """Write the recipe of a merge to ``r.yml``."""
-    place = {"base": "family/base"}.get(base or "", base)
-    head = f"base_model: {place}\n" if place else ""
-    Path("r.yml").write_text(f"merge_method: {method}\n{head}models:\n{models}{more}")
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return every tensor of a folder."""
-    return {
-        k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()
-    }
+    Path("r.yml").write_text(recipe(method, models, base, more))
 
 
 def merged(run: Run, out: str, *options: str) -> dict[str, Any]:
@@ -115,20 +83,20 @@ def assert_close(
 @pytest.mark.parametrize("method", METHODS)
 def test_a_merge_is_the_same(here: Path, run: Run, method: str) -> None:
     """Torch on the GPU in both engines; what has a compiled pass is not left to it by the first."""
-    recipe(method, *METHODS[method])
+    write(method, *METHODS[method])
     merged(run, "cpu")
-    wanted = tensors(here / "cpu")
+    wanted = read_weights(here / "cpu")
     scoped = "trim_scope" in METHODS[method][2]
     for engine in ("stream",) if scoped else ("stream", "mergekit"):
         receipt = merged(run, engine, "--engine", engine, "--device", "cuda")
         assert receipt["engine"] == engine
-        assert_close(tensors(here / engine), wanted, 1e-2 if method in LOOSE else 1e-4)
+        assert_close(read_weights(here / engine), wanted, 1e-2 if method in LOOSE else 1e-4)
 
 
 @pytest.mark.parametrize("method", RANDOM)
 def test_randomness_repeats(here: Path, run: Run, method: str) -> None:
     """A GPU has random numbers of its own, the same at every run."""
-    recipe(method, WEIGHTED, "base", "parameters: {density: 0.5}\n")
+    write(method, WEIGHTED, "base", "parameters: {density: 0.5}\n")
     first, again = (merged(run, out, "--device", "cuda") for out in ("first", "again"))
     assert first["fingerprint"] == again["fingerprint"]
     assert first["fingerprint"] != merged(run, "cpu")["fingerprint"]
@@ -136,7 +104,7 @@ def test_randomness_repeats(here: Path, run: Run, method: str) -> None:
 
 def test_a_rerun_computes_where_the_merge_did(here: Path, run: Run) -> None:
     """The device is recorded with the run."""
-    recipe("dare_ties", WEIGHTED, "base", "parameters: {density: 0.5}\n")
+    write("dare_ties", WEIGHTED, "base", "parameters: {density: 0.5}\n")
     merged(run, "out", "--device", "cuda", "--seed", "7")
     again = run("--json", "verify", "out", "--rerun")
     assert again.code == 0, again.err + again.out
@@ -151,7 +119,7 @@ def test_bad_numbers_are_found_there_too(here: Path, run: Run) -> None:
         held = load_file(file)
         next(iter(held.values())).view(-1)[3] = float("nan")
         save_file(held, file, {"format": "pt"})
-    recipe("omni_ties", MODELS.replace("words/image", "bad"), "base", "")
+    write("omni_ties", MODELS.replace("words/image", "bad"), "base", "")
     refused = run("merge", "r.yml", "out", "--device", "cuda")
     assert refused.code == 1
     assert "NaN" in refused.err
@@ -182,7 +150,7 @@ def test_a_package_is_the_same(packages: tuple[Path, Path], tmp_path: Path) -> N
     for sense in SENSES:
         for package in packages:
             extract(Package(package), sense, tmp_path / package.name / sense)
-        one, other = (tensors(tmp_path / package.name / sense) for package in packages)
+        one, other = (read_weights(tmp_path / package.name / sense) for package in packages)
         assert_close(one, other)
 
 
@@ -228,11 +196,7 @@ def test_the_harness_runs_there(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     questions.write(tmp_path, ["base"])
     items = [i for i in read_items(questions.file_of(tmp_path, "base")) if i.answers][::30]
-    place = tmp_path / "tasks"
-    place.mkdir()
-    lines = [json.dumps({"q": i.prompt, "a": i.answers[0]}) for i in items]
-    (place / "data.json").write_text("\n".join(lines))
-    (place / "words.yaml").write_text(TASK.format(data=place / "data.json"))
+    place = write_task(tmp_path / "tasks", [{"q": i.prompt, "a": i.answers[0]} for i in items])
     assert run("add", story.FAMILY / "base").code == 0
     values = []
     for device in ("cpu", "cuda"):
@@ -245,10 +209,7 @@ def test_the_harness_runs_there(run: Run, tmp_path: Path) -> None:
 
 def test_heads_are_masked_there(run: Run, tmp_path: Path) -> None:
     """The same divergence for every head."""
-    questions.write(tmp_path, ["image"])
-    file = questions.file_of(tmp_path, "image")
-    digits = [line for line in file.read_text().splitlines() if '"category": "digit"' in line]
-    file.write_text("\n".join(digits[::20]) + "\n")
+    file = digit_probe(tmp_path)
     assert run("add", story.FAMILY / "image").code == 0
     found = []
     for device in ("cpu", "cuda"):
@@ -271,18 +232,3 @@ def test_a_host_answers_there(tmp_path: Path) -> None:
             for device in ("cpu", "cuda")
         ]  # fmt: skip
         assert said[0] == said[1]
-
-
-TASK = """
-task: tiny_words
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{q}}}}"
-doc_to_target: "{{{{a}}}}"
-target_delimiter: ""
-generation_kwargs: {{max_gen_toks: 8, do_sample: false, until: ["<|endoftext|>"]}}
-metric_list:
-  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
-"""

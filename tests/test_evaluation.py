@@ -24,23 +24,9 @@ from omnireg.host import PluginHost
 from omnireg.registry import Registry
 from omnireg.subjects import Item, Medium, open_subject, read_items
 from omnireg.workflows.evaluating import scorer
-from tests_support import Run, distribution
+from tests_support import Run, distribution, write_task
 
 DATA = Path(__file__).with_name("data")
-TASK = """
-task: tiny_words
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{q}}}}"
-doc_to_target: "{{{{a}}}}"
-target_delimiter: ""
-generation_kwargs: {{max_gen_toks: 8, do_sample: false, until: ["<|endoftext|>"]}}
-metric_list:
-  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
-metadata: {{version: 1.5}}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -210,14 +196,9 @@ def test_another_value_of_the_same_run_is_not_believed(
 @pytest.fixture
 def task(asked: Path, tmp_path: Path) -> Path:
     """A folder with a task of the harness about some of the base's questions."""
-    folder = tmp_path / "tasks"
-    folder.mkdir()
     items = [item for item in read_items(questions.file_of(asked, "base")) if item.answers]
-    lines = [json.dumps({"q": i.prompt, "a": i.answers[0]}) for i in items[::30]]
-    (folder / "data.json").write_text("\n".join(lines))
-    text = TASK.format(data=folder / "data.json")
-    (folder / "words.yaml").write_text(text)
-    return folder
+    rows = [{"q": i.prompt, "a": i.answers[0]} for i in items[::30]]
+    return write_task(tmp_path / "tasks", rows)
 
 
 def test_a_real_run_of_the_harness_is_recorded(
@@ -262,17 +243,14 @@ def test_the_harness_sees_pictures_through_its_own_adapter(
 ) -> None:
     """A task with doc_to_image on the image host; a text model cannot take it."""
     folder = tmp_path / "tasks"
-    folder.mkdir()
     file = some(asked, "image", 12, folder)
     items = [i for i in read_items(file) if len(i.media) == 1]
     rows = [{"q": i.prompt, "a": i.answers[0], "file": str(i.media[0].content)} for i in items]
-    (folder / "data.json").write_text("\n".join(map(json.dumps, rows)))
+    write_task(folder, rows, "tiny_pictures", "doc_to_image: !function utils.images\n")
     (folder / "utils.py").write_text(
         "from PIL import Image\n"
         "def images(doc):\n    return [Image.open(doc['file']).convert('RGB')]\n"
     )
-    text = TASK.format(data=folder / "data.json").replace("tiny_words", "tiny_pictures")
-    (folder / "p.yaml").write_text(text + "doc_to_image: !function utils.images\n")
     common = ("--tasks", "tiny_pictures", "--include-path", folder, "--dtype", "float32")
     done = run("eval", "image", *common, "--json")
     assert done.code == 0, done.err

@@ -24,7 +24,8 @@ from omnireg.errors import CheckpointError, ConfigError, MergeError
 from omnireg.host import PluginHost
 from omnireg.planning import plan
 from omnireg.registry import Registry
-from tests_support import Run
+from tests_support import Run, recipe
+from zoo import read_weights
 
 WEIGHTED = "  - {model: words/image, parameters: {weight: 0.6}}\n"
 WEIGHTED += "  - {model: words/audio, parameters: {weight: 0.5}}\n"
@@ -64,37 +65,6 @@ OURS = {
     "omni_ties": "parameters: {density: 0.3}\n",
     "mmer": "parameters: {density: 0.5, mask_of: words/audio}\n",
 }
-
-
-@pytest.fixture(scope="session")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny real family, and the language models of its hosts as text checkpoints."""
-    from omnireg.backbone import extract
-    from omnireg.planning import open_model
-
-    folder = tmp_path_factory.mktemp("words")
-    plugins = PluginHost()
-    base = open_model(str(story.FAMILY / "base"), plugins)
-    for sense in story.SENSES:
-        host = open_model(str(story.FAMILY / sense), plugins)
-        extract(host, folder / "words" / sense, base=base)
-    shutil.copytree(story.FAMILY, folder / "family")
-    return folder
-
-
-@pytest.fixture
-def here(words: Path, tmp_path: Path) -> Path:
-    """A working folder that sees them."""
-    for name in ("words", "family"):
-        (tmp_path / name).symlink_to(words / name)
-    return tmp_path
-
-
-def recipe(method: str, models: str, base: str | None, extra: str = "") -> str:
-    """Return YAML for a merge of the family's language models."""
-    place = {"base": "family/base"}.get(base or "", base)
-    head = f"base_model: {place}\n" if place else ""
-    return f"merge_method: {method}\n{head}models:\n{models}{extra}"
 
 
 def hosts(method: str, extra: str = "", carried: str = "image") -> str:
@@ -182,9 +152,8 @@ def test_threads_and_shards_do_not_change_a_byte(here: Path) -> None:
     made = {omnireg.merge(text, f"out-{n}", threads=n, record=False).fingerprint for n in (1, 2, 5)}
     assert len(made) == 1
     omnireg.merge(text, "small", record=False, options={"out_shard_size": 200_000})
-    files = sorted((here / "small").glob("model-*.safetensors"))
-    assert len(files) > 3
-    small = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert len(list((here / "small").glob("model-*.safetensors"))) > 3
+    small = read_weights(here / "small")
     whole = load_file(here / "out-1" / "model.safetensors")
     assert set(small) == set(whole)
     assert all(torch.equal(small[name], whole[name]) for name in whole)
