@@ -1,0 +1,1 @@
+"""What comes from outside, checked at one door per kind: names, documents, files, printed text."""

@@ -1,0 +1,151 @@
+"""Files that others made: only regular ones are read, none without an end; whole ones are written.
+
+A file on a command line may also be a pipe that a shell made (``<(…)``, ``/dev/stdin``). Anything
+else that is no regular file could wait for ever, or never end.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from omnireg.errors import CheckpointError, ConfigError, OmniregError
+
+#: documents are kept in memory whole; longer ones are refused
+LARGEST_DOCUMENT = 1 << 30
+_PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+
+
+def open_regular(path: Path, error: type[OmniregError] = CheckpointError) -> int:
+    """Return a descriptor of a regular file, open for reading.
+
+    Raises:
+        OmniregError: of the class ``error``; it is missing, cannot be read, or is a folder, a pipe
+            or a device.
+    """
+    try:
+        # without O_NONBLOCK a pipe would wait here for somebody to write into it
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as exc:
+        raise error(f"cannot read {path}: {reason(exc)}") from exc
+    kind = os.fstat(handle).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(handle)
+        raise error(f"cannot read {path}: it is {_kind(kind)}, not a file")
+    return handle
+
+
+def read_bytes(
+    path: Path, *, most: int = LARGEST_DOCUMENT, error: type[OmniregError] = CheckpointError
+) -> bytes:
+    """Return what is in a file.
+
+    Raises:
+        OmniregError: of the class ``error``; it cannot be read, or is longer than ``most`` bytes.
+    """
+    if str(path).startswith(_PIPES):
+        return _read_pipe(path, most, error)
+    handle = open_regular(path, error)
+    try:
+        with open(handle, "rb") as stream:  # noqa: PTH123 - a descriptor
+            data = stream.read(most + 1)
+    except OSError as exc:
+        raise error(f"cannot read {path}: {reason(exc)}") from exc
+    return _checked(data, path, most, error)
+
+
+def read_text(
+    path: Path, *, most: int = LARGEST_DOCUMENT, error: type[OmniregError] = CheckpointError
+) -> str:
+    """Return a file's text, which is UTF-8.
+
+    Raises:
+        OmniregError: of the class ``error``; it cannot be read, is too long, or is no text.
+    """
+    try:
+        return read_bytes(path, most=most, error=error).decode()
+    except UnicodeDecodeError as exc:
+        raise error(f"{path} is not UTF-8 text: byte {exc.start} does not fit") from exc
+
+
+def _read_pipe(path: Path, most: int, error: type[OmniregError]) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return _checked(stream.read(most + 1), path, most, error)
+    except OSError as exc:
+        raise error(f"cannot read {path}: {reason(exc)}") from exc
+
+
+def _checked(data: bytes, path: Path, most: int, error: type[OmniregError]) -> bytes:
+    if len(data) > most:
+        raise error(f"{path} is longer than {most:,} bytes; nothing that is read here needs that")
+    return data
+
+
+@contextmanager
+def replacing(path: Path, error: type[OmniregError] = ConfigError) -> Iterator[IO[bytes]]:
+    """Yield a stream for a file that appears whole when the block ends, or stays as it was.
+
+    What is a link leads on to its file. What is neither a file nor missing (a pipe, a terminal) is
+    written to as it is, never replaced.
+
+    Raises:
+        OmniregError: of the class ``error``; it cannot be written.
+    """
+    try:
+        target = path.resolve()
+        there = target.stat().st_mode if target.exists() else stat.S_IFREG
+        if stat.S_ISREG(there):
+            with _beside(target) as stream:
+                yield stream
+            return
+        if stat.S_ISBLK(there) or stat.S_ISDIR(there):
+            raise error(f"cannot write {path}: it is {_kind(there)}; name a file")
+        # without O_NONBLOCK a pipe would wait for somebody to read from it
+        handle = os.open(target, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(handle, True)
+        with open(handle, "wb") as stream:  # noqa: PTH123 - a descriptor
+            yield stream
+    except OSError as exc:
+        raise error(f"cannot write {path}: {reason(exc)}") from exc
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[IO[bytes]]:
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        if target.exists():
+            partial.chmod(stat.S_IMODE(target.stat().st_mode))
+        partial.replace(target)
+    finally:
+        with suppress(OSError):  # what hindered writing may hinder this too
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, error: type[OmniregError] = ConfigError) -> None:
+    """Write a file whole, see :func:`replacing`.
+
+    Raises:
+        OmniregError: of the class ``error``; it cannot be written.
+    """
+    with replacing(path, error) as stream:
+        stream.write(text.encode())
+
+
+def reason(exc: BaseException) -> str:
+    """Return what the system says of a failure, without the path that a message names anyway."""
+    return (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode), "no file")

@@ -1,0 +1,39 @@
+"""Text for people: what would move a cursor or turn the reading order is shown as an escape."""
+
+import re
+
+#: control characters, lone surrogates, separators that break a line, and characters that change the
+#: direction in which the text around them is shown
+_ODD = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_odd = re.compile(f"[{_ODD}]")
+_odd_but_breaks = re.compile(f"(?![\n\t])[{_ODD}]")
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text shows on one line as it is."""
+    return _odd.search(text) is None
+
+
+def shown(text: str, longest: int | None = None) -> str:
+    r"""Return text that is safe to print: odd characters are escapes such as ``\x1b``.
+
+    Args:
+        text: anything; its line breaks and tabs stay.
+        longest: longer text is cut, and its length is said.
+    """
+    if longest is not None and len(text) > longest:
+        text = f"{text[:longest]}… ({len(text)} characters)"
+    return _odd_but_breaks.sub(_escape, text)
+
+
+def json_text(document: str) -> str:
+    r"""Return a JSON document with odd characters as ``\uXXXX``: the same values, safe to print.
+
+    A document has such characters inside strings alone.
+    """
+    return _odd_but_breaks.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
