@@ -129,6 +129,9 @@ def merge_whole(
     with translated(plan):
         config = MergeConfiguration.model_validate(_configuration(plan, places))
         run_merge(config, str(folder), options=_options({**options, "random_seed": seed}))
+    read.check()
+    for item in plan.inputs:
+        item.model.checkpoint.check_unchanged()
     result = Checkpoint(str(folder), folder)
     if plan.reference.tensors and not result.tensors:
         raise MergeError("mergekit wrote no tensors")
@@ -157,6 +160,7 @@ def _stage(plan: Plan, item: Input, folder: Path, allow_nonfinite: bool) -> Path
         return data
 
     write_shards(folder, signatures, content)
+    read.check()
     config = plan.reference.checkpoint.folder / "config.json"
     (folder / "config.json").write_bytes(config.read_bytes())
     return folder

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from omnireg.checkpoint import INDEX
+from omnireg.digests import file_sha256
 from omnireg.engine.coder import STORAGE, Coded, Coder
 from omnireg.engine.journal import Journal
 from omnireg.engine.ordered import given, in_order
@@ -25,6 +26,7 @@ from omnireg.engine.shells import Shell
 from omnireg.engine.tensors import Job, Settings, check_finite, parameters_of
 from omnireg.engine.vector import VectorWriter, scale_of
 from omnireg.engine.writer import write_file
+from omnireg.errors import InputChanged
 from omnireg.hookspecs import Scope
 from omnireg.outputs import copy_files
 from omnireg.package import layout
@@ -72,6 +74,8 @@ class Packager:
             if name not in self._journal.finished:
                 made = _Copy(name, file.stat().st_size)
                 digest = write_file(self._folder, made, _pieces(file), lambda size: None)
+                if digest != file_sha256(file):
+                    raise InputChanged(f"{file} was changed while it was copied; start again")
                 self._journal.enter(name, digest)
         index = base.folder / INDEX
         copy_files([*base.text_files, *([index] if index.exists() else [])], place)
@@ -130,10 +134,10 @@ class Packager:
             job.merged, job.numel, [self.names[ref] for ref in present], list(self.names.values())
         )
         for chunk in range(job.chunks):
-            with job.chunk(chunk) as view:
-                vector, *masks = job.fused.emit(view, job.found, job.number + chunk)
-                code.append(vector, masks, view.count)
-                code.measure(view.zero, view.models, vector, masks)
+            view = job.chunk(chunk)
+            vector, *masks = job.fused.emit(view, job.found, job.number + chunk)
+            code.append(vector, masks, view.count)
+            code.measure(view, vector, masks)
         return code.finished()
 
     def _by_torch(self, job: Job) -> Coded:

@@ -17,6 +17,7 @@ from omnireg.errors import ConfigError
 from omnireg.hookspecs import Surveyed
 from omnireg.planning.output import Computed, Copied, Output, OutputFile, refuse_lost
 from omnireg.shards import DTYPE_SIZES, FLOATS
+from omnireg.strategies.kernels import faults
 from omnireg.strategies.task_vectors import SPAN
 from omnireg.tensors import TORCH_DTYPES, as_bytes, as_tensor
 
@@ -169,5 +170,6 @@ def _chunks(part: Computed) -> range:
 @contextmanager
 def streaming(output: Output, settings: Settings, threads: int) -> Iterator[Streamer]:
     """Yield a streamer with ``threads`` workers."""
+    faults.tell()
     with ThreadPoolExecutor(threads, thread_name_prefix="omnireg-merge") as pool:
         yield Streamer(output, settings, pool, window=threads + 1)

@@ -145,22 +145,41 @@ class Job:
     def observe(self, survey: Any, chunk: int) -> Any:
         """Look at a chunk for a survey, with the compiled pass or with the method's own code."""
         if self.fused:
-            with self.chunk(chunk) as view:
-                return self.fused.observe(survey, view)
+            return self.fused.observe(survey, self.chunk(chunk))
         method: Any = self.settings.method
         return method.observe(survey, self._group(), self._known, self._parameters())
 
     def emit(self, chunk: int) -> memoryview:
         """Return the bytes of a finished chunk."""
         assert self.fused
-        with self.chunk(chunk) as view:
-            (merged,) = self.fused.emit(view, self.found, self.number + chunk)
+        (merged,) = self.fused.emit(self.chunk(chunk), self.found, self.number + chunk)
         return merged.data.cast("B")
 
-    def chunk(self, number: int) -> "View":
-        """Return a chunk of every input; enter it to use it."""
+    def chunk(self, number: int) -> Chunk:
+        """Return a chunk of every input, where it lies.
+
+        Raises:
+            CheckpointError: an input holds NaN or Inf.
+            InputChanged: an input is no longer what was planned with.
+        """
         start = number * SPAN
-        return View(self, start, min(start + SPAN, self.numel), number)
+        stop = min(start + SPAN, self.numel)
+        kind, sources, settings = KINDS[self.merged.dtype], self.merged.sources, self.settings
+        arrays = tuple(
+            adjoined(source.pieces(settings.read, start, stop), STORAGE[kind]) for source in sources
+        )
+        refs = [source.ref for source in sources]
+        places = None
+        if self.found is not None or len(refs) < len(settings.refs):
+            places = tuple(settings.models.index(ref) for ref in refs if ref != settings.base)
+        base = refs.index(settings.base) if settings.base in refs else None
+        chunk = Chunk(kind, stop - start, arrays, base, places)
+        if number not in self._seen:
+            self._seen.add(number)
+            for odd in chunk.nonfinite():
+                settings.read.check()  # or is it that somebody writes to it?
+                raise nonfinite(refs[odd], self.merged.name)
+        return chunk
 
     # the method's own code
 
@@ -326,41 +345,6 @@ def nonfinite(ref: str, name: str) -> OmniregError:
         f"{ref}: tensor {name} holds NaN or Inf; fix the checkpoint, or merge it with"
         " --allow-nonfinite"
     )
-
-
-class View:
-    """A chunk of every input by address, kept alive while it is used."""
-
-    def __init__(self, job: Job, start: int, stop: int, number: int) -> None:
-        self._job, self._start, self._stop, self._number = job, start, stop, number
-
-    def __enter__(self) -> Chunk:
-        job = self._job
-        kind = KINDS[job.merged.dtype]
-        sources, settings = job.merged.sources, job.settings
-        self._arrays = [
-            adjoined(source.pieces(settings.read, self._start, self._stop), STORAGE[kind])
-            for source in sources
-        ]
-        refs = [source.ref for source in sources]
-        places = None
-        if job.found is not None or len(refs) < len(settings.refs):
-            places = tuple(settings.models.index(ref) for ref in refs if ref != settings.base)
-        chunk = Chunk(
-            kind,
-            self._stop - self._start,
-            np.array([array.ctypes.data for array in self._arrays], np.int64),
-            refs.index(settings.base) if settings.base in refs else None,
-            places,
-        )
-        if self._number not in job._seen:
-            job._seen.add(self._number)
-            for odd in chunk.nonfinite():
-                raise nonfinite(refs[odd], job.merged.name)
-        return chunk
-
-    def __exit__(self, *_: object) -> None:
-        del self._arrays
 
 
 def adjoined(pieces: Iterable[memoryview], storage: Any) -> Any:

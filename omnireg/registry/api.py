@@ -92,10 +92,11 @@ class Registry:
         parents: Iterable[Parent] = (),
         strategy: str | None = None,
         notes: str | None = None,
+        files: Mapping[str, str] | None = None,
     ) -> Checkpoint:
         """Record a checkpoint with recorded parents, or add what was missing about a known one."""
         said = recording.facts(
-            name, kind, fingerprint, source, modalities, parents, strategy, notes
+            name, kind, fingerprint, source, modalities, parents, strategy, notes, files
         )
         with self._database.writing() as session:
             row = recording.record(session, said, create_parents=False)
@@ -381,10 +382,11 @@ class Registry:
         parents: Iterable[Parent] = (),
         strategy: str | None = None,
         notes: str | None = None,
+        files: Mapping[str, str] | None = None,
     ) -> Checkpoint:
         """Record what a run made, with parents nobody recorded yet, in one transaction."""
         said = recording.facts(
-            name, kind, fingerprint, source, modalities, parents, strategy, notes
+            name, kind, fingerprint, source, modalities, parents, strategy, notes, files
         )
         with self._database.writing() as session:
             return checkpoints.to_checkpoint(runs.finish(session, run_id, said))

@@ -99,6 +99,7 @@ def read(session: Session, number: int) -> Checkpoint:
         aliases=tuple(sorted(found["alias"])),
         parents=tuple(Parent(*edge) for edge in edges),
         details=row.details,
+        files=row.files,
     )
 
 
@@ -151,6 +152,7 @@ def to_checkpoint(row: CheckpointRow) -> Checkpoint:
         aliases=tuple(alias.alias for alias in row.aliases),
         parents=tuple(_to_parent(edge) for edge in row.parents),
         details=row.details,
+        files=row.files,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import event, inspect, select
 from sqlalchemy.orm import Session
 
+from omnireg.digests import combine_digests
 from omnireg.registry import rules
 from omnireg.registry.records import Action, Event, SubjectType
 from omnireg.registry.tables import (
@@ -109,9 +110,10 @@ def _changes(row: Any) -> dict[str, list[Any]]:
     for column in state.mapper.column_attrs:
         history = state.attrs[column.key].history
         if history.has_changes():
-            found[column.key] = [
-                _plain(v[0] if v else None) for v in (history.deleted, history.added)
-            ]
+            both = (v[0] if v else None for v in (history.deleted, history.added))
+            # a folder has many files: its digest says that they changed
+            told = _contents if column.key == "files" else _plain
+            found[column.key] = [told(value) for value in both]
     if isinstance(row, CheckpointRow):
         history = state.attrs.modalities.history
         if history.has_changes():
@@ -120,6 +122,10 @@ def _changes(row: Any) -> dict[str, list[Any]]:
                 sorted(word.modality for word in words) for words in (before, row.modalities)
             ]
     return found
+
+
+def _contents(files: dict[str, str] | None) -> str | None:
+    return combine_digests(files.items()) if files else None
 
 
 def _plain(value: Any) -> Any:

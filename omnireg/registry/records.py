@@ -6,6 +6,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from omnireg.digests import combine_digests
+
 
 class Kind(StrEnum):
     """What a checkpoint is."""
@@ -73,7 +75,10 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A recorded checkpoint; `fingerprint` is null while its bytes were never read."""
+    """A recorded checkpoint; `fingerprint` is null while its bytes were never read.
+
+    `files` are the sha256 of everything in its folder that decides what it says, by relative name.
+    """
 
     name: str
     kind: Kind
@@ -86,6 +91,12 @@ class Checkpoint:
     aliases: tuple[str, ...] = ()
     parents: tuple[Parent, ...] = ()
     details: Mapping[str, Any] | None = None
+    files: Mapping[str, str] | None = None
+
+    @property
+    def contents(self) -> str | None:
+        """The digest of the whole folder, as the fingerprint is of its weights."""
+        return combine_digests(self.files.items()) if self.files else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the checkpoint as the JSON object of `list` and `show`."""
@@ -93,6 +104,7 @@ class Checkpoint:
             "name": self.name,
             "kind": str(self.kind),
             "fingerprint": self.fingerprint,
+            "contents": self.contents,
             "source": self.source,
             "modalities": list(self.modalities),
             "strategy": self.strategy,

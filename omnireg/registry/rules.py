@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
+from omnireg.boundary.names import relative
 from omnireg.errors import RegistryError, did_you_mean
 from omnireg.registry.tables import LONGEST_NAME
 
@@ -16,6 +17,7 @@ SHORTEST_PREFIX = 8
 LARGEST_INTEGER = 2**63 - 1
 S = TypeVar("S", bound=StrEnum)
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _HEX = re.compile(r"[0-9a-f]{8,64}")
 # Control characters, lone surrogates, and the two separators that break a line.
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
@@ -118,6 +120,17 @@ def count(value: SupportsIndex | None, what: str) -> int | None:
 def limit(value: int | None, what: str = "limit") -> int | None:
     """Accept how many or how far, where nothing means without end."""
     return count(value, what)
+
+
+def files(value: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """Accept sha256 by relative file name, sorted by name."""
+    if value is None:
+        return None
+    for name_, digest in value.items():
+        relative(name_, "files", RegistryError)
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise RegistryError(f"files: {digest!r} of {name_!r} is no sha256: compute it anew")
+    return dict(sorted(value.items()))
 
 
 def document(value: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -97,6 +97,8 @@ class CheckpointRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     notes: Mapped[str | None] = mapped_column(Text)
     details: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    # sha256 by relative name; of the weights too
+    files: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
     aliases: Mapped[list["AliasRow"]] = relationship(
         back_populates="checkpoint", cascade="all, delete-orphan", order_by="AliasRow.alias"

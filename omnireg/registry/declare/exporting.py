@@ -24,7 +24,7 @@ from omnireg.registry.tables import (
 _BATCH = 1000
 _SECTIONS = {"analysis": "analyses"}
 _BENCHMARK = ("name", "ability", "metric", "unit", "higher_is_better", "description")
-_CHECKPOINT = ("name", "kind", "fingerprint", "source", "strategy", "notes", "details")
+_CHECKPOINT = ("name", "kind", "fingerprint", "source", "strategy", "notes", "details", "files")
 _RUN = (
     "name", "out", "machine", "started_at", "status", "recipe_text", "recipe_digest", "strategy",
     "strategy_distribution", "strategy_version", "engine", "seed", "parameters", "versions",

@@ -81,6 +81,9 @@ class CheckpointItem(Item):
     strategy: Text | None = None
     notes: Text | None = None
     details: Document | None = Field(None, description="Free facts, such as training data.")
+    files: Annotated[dict[str, str], _ruled(rules.files)] | None = Field(
+        None, description="sha256 of the files that decide what it says, by relative name."
+    )
     created_at: Moment | None = None
     modalities: list[Modality] | None = None
     aliases: list[Name] | None = None

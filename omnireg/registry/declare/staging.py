@@ -49,6 +49,7 @@ CHECKPOINTS = _table(
     *_texts("file", "name", "kind", "fingerprint", "source", "strategy", "notes"),
     Column("line", Integer),
     Column("details", JSON(none_as_null=True)),
+    Column("files", JSON(none_as_null=True)),
     Column("created_at", UtcDateTime),
     *(Column(flag, Boolean) for flag in ("says_modalities", "says_aliases", "says_parents")),
     Column("absent", Boolean),
@@ -93,7 +94,17 @@ _INDEXED = (
     (ALIASES.c.item, ALIASES.c.alias),
     (ALIASES.c.alias,),
 )
-_PLAIN = ("name", "kind", "fingerprint", "source", "strategy", "notes", "details", "created_at")
+_PLAIN = (
+    "name",
+    "kind",
+    "fingerprint",
+    "source",
+    "strategy",
+    "notes",
+    "details",
+    "files",
+    "created_at",
+)
 _MEASURED = ("value", "stderr", "n", "partial", "details", "created_at", "absent")
 
 
