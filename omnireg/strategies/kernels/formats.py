@@ -48,7 +48,7 @@ def kernel(function: F) -> F:
 def callback(signature: Any, function: Callable[..., Any]) -> Any:
     """Compile what C code may call, and keep the machine code on disk."""
     with _kept():
-        return numba.cfunc(signature, nopython=True, cache=True)(function)
+        return numba.cfunc(signature, cache=True)(function)
 
 
 @contextmanager
