@@ -16,6 +16,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
 from omnireg.boundary.documents import parse_json
 from omnireg.boundary.files import State, open_regular, reason
 from omnireg.digests import file_sha256
@@ -31,6 +33,8 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 #: shards are cut at this size unless asked otherwise
 SHARD_BYTES = 5_000_000_000
 _MAX_HEADER = 100_000_000
+#: told of the address and length of every map, and of its end with a length of 0
+watch: Callable[[int, int], None] | None = None
 _ALIGN = 8
 
 
@@ -243,7 +247,7 @@ class _Held:
     """An open file with its map; closed when nobody needs it any more."""
 
     def __init__(self, file: Path, state: State | None) -> None:
-        self._file, self._handle = file, -1
+        self._file, self._handle, self._place = file, -1, 0
         self._handle = open_regular(file)
         self.state = state or State.of(self._handle)
         self.check()
@@ -252,12 +256,17 @@ class _Held:
         except (OSError, ValueError) as exc:
             raise CheckpointError(f"cannot read {file}: {reason(exc)}") from exc
         self.view = memoryview(found)
+        if watch:
+            self._place = int(np.frombuffer(self.view, np.uint8).ctypes.data)
+            watch(self._place, self.state.size)
 
     def check(self) -> None:
         """Refuse a file that changed."""
         self.state.refuse_other(State.of(self._handle), self._file)
 
     def __del__(self) -> None:
+        if self._place and watch:
+            watch(self._place, 0)
         if self._handle >= 0:
             os.close(self._handle)
 

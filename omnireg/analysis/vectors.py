@@ -172,7 +172,7 @@ class Vectors:
 
     def _chunks(self, threads: int | None) -> Iterator[tuple[str, Sums]]:
         """Yield the sums of every chunk in order, while threads look at the next few."""
-        faults.tell()
+        faults.guard()
         count, read = threads or os.cpu_count() or 1, ByteReader()
         with ThreadPoolExecutor(count, thread_name_prefix="omnireg-analysis") as pool:
             yield from in_order(pool, self._looks(read), count + 1)

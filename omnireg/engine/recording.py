@@ -93,12 +93,19 @@ def add(
         _check_text(checkpoint, layouts)
     senses = sorted(modalities) or sorted(layout.senses if layout else ())
     given = [_split(book, parent) for parent in parents]
+    kind = kind or _kind_of(book, name, checkpoint)
     kind = kind or (Kind.FINETUNED if given or senses else Kind.BASE)
     usual = Role.MODEL if kind in (Kind.MERGED, Kind.PACKAGE) else Role.FINETUNED_FROM
     found = [Parent(_parent_name(book, of), role or usual) for of, role in given]
     return record_checkpoint(
         book, checkpoint, kind=kind, name=name, modalities=senses, parents=found
     )
+
+
+def _kind_of(book: Registry, name: str | None, checkpoint: Checkpoint) -> str | None:
+    """Return what the same bytes are recorded as under a name; the files beside may be new."""
+    known = book.get(name) if name and book.exists() else None
+    return known.kind if known and known.fingerprint == checkpoint.fingerprint else None
 
 
 def _check_text(checkpoint: Checkpoint, layouts: Mapping[str, HostLayout]) -> None:

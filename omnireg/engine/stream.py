@@ -170,6 +170,6 @@ def _chunks(part: Computed) -> range:
 @contextmanager
 def streaming(output: Output, settings: Settings, threads: int) -> Iterator[Streamer]:
     """Yield a streamer with ``threads`` workers."""
-    faults.tell()
+    faults.guard()
     with ThreadPoolExecutor(threads, thread_name_prefix="omnireg-merge") as pool:
         yield Streamer(output, settings, pool, window=threads + 1)

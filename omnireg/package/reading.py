@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from omnireg import contents
 from omnireg.alignment import HEAD, LanguageModel, find_language_model
 from omnireg.boundary.documents import read_json, validated
-from omnireg.boundary.names import place
 from omnireg.checkpoint import Checkpoint, combine_digests, open_checkpoint
 from omnireg.digests import file_sha256, fresh_sha256
 from omnireg.errors import CheckpointError, did_you_mean
@@ -114,6 +113,7 @@ class Package:
                 f"{folder} has package format {told.package.get('version')}, this omnireg reads"
                 f" {layout.VERSION}: upgrade omnireg"
             )
+        _refuse_links(self.folder)
         self.told = told
         self._said = validated(PackageSaid, told.package, self.folder / layout.MANIFEST)
         checked = told.files if not trust else {}
@@ -210,8 +210,6 @@ class Package:
     @property
     def vector_files(self) -> list[str]:
         """The files of the task vector and its masks."""
-        for name in self._index.files:
-            place(self.folder, name, self.folder / layout.VECTOR)
         return self._index.files
 
     @cached_property
@@ -283,7 +281,7 @@ class Package:
         return self._stored(name, base=True)
 
     def _stored(self, name: str, *, base: bool) -> Stored:
-        faults.tell()
+        faults.guard()
         coded = self.vector[name]
         size = DTYPE_SIZES[coded.dtype]
         return Stored(
@@ -325,7 +323,7 @@ class Package:
         """
         if model.name in self._host_files:
             return self._host_files[model.name]
-        where = place(self.folder, f"{layout.HOSTS}/{model.name}/{layout.FILES}", layout.MANIFEST)
+        where = self.host_folder(model) / layout.FILES
         found = list(layout.from_json(read_json(where, unique=True), where))
         shell = read_header(self.host_folder(model) / layout.SHELL)
         for file in found:
@@ -369,6 +367,21 @@ class Package:
             return piece
         header = coded.values.flat(part.stop - part.start)
         return as_bytes(as_tensor(piece, header).to(TORCH_DTYPES()[dtype]))
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse a package with links to what is not part of it; the Hub's cache is made of links.
+
+    Raises:
+        CheckpointError: names a link.
+    """
+    whole = folder.resolve()
+    cache = whole.parents[1] / "blobs" if whole.parent.name == "snapshots" else whole
+    for path in whole.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(cache):
+            raise CheckpointError(
+                f"{path} is a link to something outside of the package; copy the file itself there"
+            )
 
 
 def _bits(data: Bytes, count: int) -> NDArray[np.bool_]:

@@ -129,10 +129,11 @@ def _without_language_model(
     if cls is None:
         raise CheckpointError(f"{host.ref}: transformers has no {host.architecture}")
     state = {
-        name: as_tensor(read(header), header)
+        name: as_tensor(read(header), header).clone()
         for name, header in read_header(shell).items()
         if not name.endswith(_WORDS)
     }
+    read.check()
     with quiet(), config_errors(host):
         config = AutoConfig.from_pretrained(host.folder, trust_remote_code=False)
         _shrink(config)

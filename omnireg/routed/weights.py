@@ -101,6 +101,7 @@ class Weights:
         work()
         for helper in helpers:
             helper.result()
+        self.package.read.check()
 
     def rows(self, name: str, route: Route, numbers: Sequence[int]) -> torch.Tensor:
         """Return rows of a matrix of one route, (rows, width), formed by the processor."""
@@ -108,6 +109,7 @@ class Weights:
         out = torch.empty(len(numbers), width, dtype=self.dtype)
         source = self._source(name)
         source.write_rows(source.blend(route), np.array(numbers, np.int64) * width, out)
+        self.package.read.check()
         return out
 
     def _source(self, name: str) -> "_Source":

@@ -57,7 +57,8 @@ class Matrix:
             package = self._vocabulary.package
             header = read_header(package.host_folder(package.models[model]) / SHELL)[run.tensor]
             found = as_tensor(package.read(header), header)
-            self._owned[key] = found.to(self._weights.dtype)
+            self._owned[key] = found.to(self._weights.dtype, copy=True)
+            package.read.check()
         return self._owned[key][run.start : run.stop]
 
     def base_rows(self, route: Route, rows: Sequence[int]) -> Tensor:
