@@ -328,6 +328,7 @@ def _slow_vocabulary(folder: Path, ref: str) -> Vocabulary:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as exc:
-        raise CheckpointError(f"{ref}: its tokenizer cannot be loaded ({exc})") from exc
+    except Exception as exc:  # what the tokenizers library raises has no class of its own
+        said = " ".join(str(exc).split())
+        raise CheckpointError(f"{ref}: its tokenizer cannot be loaded ({said})") from exc
     return _invert(tokenizer.get_vocab(), {})

@@ -18,7 +18,7 @@ from transformers import (
 from omnireg.alignment import EMBEDDING
 from omnireg.errors import CheckpointError, ConfigError, did_you_mean
 from omnireg.host import PluginHost
-from omnireg.loading import quiet
+from omnireg.loading import config_errors, quiet
 from omnireg.package import Package
 from omnireg.routed.backbone import build
 from omnireg.routed.encoders import Encoded, Encoder
@@ -107,8 +107,9 @@ class OmniModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-ca
 
     def __init__(self, package: Package, vocabulary: JointVocabulary, dtype: torch.dtype) -> None:
         """Load encoders; backbone weights are formed when they are used."""
-        with quiet():
-            config = AutoConfig.from_pretrained(package.base.checkpoint.folder)
+        base = package.base.checkpoint
+        with quiet(), config_errors(base):
+            config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
         text = deepcopy(config)
         config.vocab_size = vocabulary.size
         config.dtype = dtype
@@ -123,8 +124,9 @@ class OmniModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-ca
         for placeholder in vocabulary.placeholders.values():
             if placeholder.model.name not in self.encoders:
                 self.encoders[placeholder.model.name] = Encoder(package, placeholder.model, dtype)
-        self.text = build(text, vocabulary, self._weights, self._now, self._rotary)
-        _take_generation_config(self, package.base.checkpoint.folder)
+        with config_errors(base):
+            self.text = build(text, vocabulary, self._weights, self._now, self._rotary)
+            _take_generation_config(self, base.folder)
 
     @property
     def _rotary(self) -> nn.Module | None:
