@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ HERE = Path(__file__).parent
 TIMES = int(os.environ.get("OMNIREG_HOSTILE", "1"))
 
 
-def summary(script: str, folder: Path, *options: object) -> dict[str, dict[str, int]]:
+def summary(script: str, folder: Path, *options: object) -> dict[str, Any]:
     """Run a script in a process of its own and return what it counted; nothing may be wrong."""
     done = subprocess.run(
         [sys.executable, str(HERE / script), str(folder), *map(str, options)],
@@ -21,7 +22,7 @@ def summary(script: str, folder: Path, *options: object) -> dict[str, dict[str, 
         text=True,
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    found: dict[str, dict[str, int]] = json.loads(done.stdout[done.stdout.index("{") :])
+    found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
     assert not found.pop("wrong")
     return found
 
