@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from omnireg.boundary.files import reason
 from omnireg.digests import fresh_sha256
 from omnireg.errors import MergeError, OmniregError
-from omnireg.outputs import check_free
+from omnireg.outputs import check_free, other_file
 
 _JOURNAL = "journal.jsonl"
 
@@ -83,9 +84,14 @@ def unfinished(out: Path, identity: Mapping[str, Any], *, resume: bool) -> Itera
             folder.rename(out)
             _sync(out.parent)
     except OSError as exc:
+        if other := other_file(exc, folder, out):
+            raise MergeError(
+                f"cannot use {other}; bring it back, and run the same command again: what is"
+                f" finished is kept in {folder}"
+            ) from exc
         raise MergeError(
-            f"cannot write {folder}: {exc.strerror or exc}; what is finished is kept there: make"
-            " room or mend it, and run the same command again"
+            f"cannot write {folder}: {reason(exc)}; what is finished is kept there: make room or"
+            " mend it, and run the same command again"
         ) from exc
 
 

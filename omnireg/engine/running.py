@@ -10,13 +10,14 @@ from typing import Any
 
 from omnireg.alignment import align
 from omnireg.backbone import check_nothing_lost
+from omnireg.boundary.files import reason
 from omnireg.checkpoint import Checkpoint, combine_digests
 from omnireg.digests import remember_sha256
 from omnireg.engine.journal import Journal, unfinished
 from omnireg.engine.provenance import describe, versions
 from omnireg.engine.steps import Steps
 from omnireg.engine.writer import write_file, write_side_files, writing_file
-from omnireg.errors import ConfigError, PlanError
+from omnireg.errors import CheckpointError, ConfigError, PlanError
 from omnireg.host import PluginHost
 from omnireg.outputs import appearing, scratch_folder
 from omnireg.planning import Engine, Plan, Shape
@@ -236,7 +237,10 @@ def _identity(output: Output, how: Options) -> dict[str, Any]:
 
 
 def _state(file: Path) -> list[int]:
-    status = file.stat()
+    try:
+        status = file.stat()
+    except OSError as exc:
+        raise CheckpointError(f"cannot read {file}: {reason(exc)}; bring it back") from exc
     return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
