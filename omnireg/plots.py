@@ -21,7 +21,7 @@ _READABLE = 200
 #: maps of smaller numbers show more places
 _LARGE = 0.1
 #: longer names are cut
-_LONGEST = 80
+_LONGEST = 48
 _NAN = float("nan")
 #: equal content is equal bytes, and a dollar sign in a name is one
 _EVER: dict[Any, Any] = {

@@ -5,13 +5,17 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from types import FrameType, TracebackType
+from typing import Any
 
+from omnireg.boundary.text import shown
 from omnireg.cli.output import echo
 
+_formatted = warnings.formatwarning
 _MODES = {0: os.O_RDONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
 
 
@@ -84,14 +88,14 @@ def own_streams() -> Iterator[None]:
     """Make the standard streams fit for the block, and let none of them fail after it.
 
     A stream that was closed is there and refuses what is written; characters that its encoding
-    lacks are escapes; a defect's traceback shows odd characters as escapes too.
+    lacks are escapes; so are odd ones in a defect's traceback and in what libraries warn of.
     """
     for number in _MODES:
         _reopen(number)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.excepthook = _tell
+    sys.excepthook, warnings.formatwarning = _tell, _warning
     try:
         yield
     finally:
@@ -121,6 +125,10 @@ def _settle(stream: object) -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
+
+
+def _warning(*said: Any, **more: Any) -> str:
+    return shown(_formatted(*said, **more))
 
 
 def _tell(kind: type[BaseException], exc: BaseException, where: TracebackType | None) -> None:
