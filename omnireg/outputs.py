@@ -106,7 +106,7 @@ def other_file(exc: OSError, *own: Path) -> str | None:
         exc: what came up while something was written, and perhaps read.
         own: the file or folder that is written, and where it is prepared.
     """
-    if exc.errno in _NO_ROOM or not isinstance(exc.filename, str | bytes):
+    if exc.errno in _NO_ROOM or not isinstance(exc.filename, str | bytes | os.PathLike):
         return None
     file = Path(os.fsdecode(exc.filename)).absolute()
     places = [place.absolute() for place in own]

@@ -328,7 +328,10 @@ def test_a_value_of_a_table_is_one_line(run: Run) -> None:
 
 def test_a_page_cuts_no_table(tmp_path: Path) -> None:
     """A value with breaks stays in its cell, a heading is one line."""
-    blocks: list[Block] = [Heading("a\nb"), Table(("a", "b\nc"), [("x\ny", "|"), ("z" * 1000, None)])]
+    blocks: list[Block] = [
+        Heading("a\nb"),
+        Table(("a", "b\nc"), [("x\ny", "|"), ("z" * 1000, None)]),
+    ]
     page = as_markdown(blocks)
     assert page.splitlines()[0] == r"## a\nb"
     assert [line.count(" | ") for line in page.splitlines()[2:]] == [1, 1, 1, 1]
