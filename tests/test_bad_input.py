@@ -603,7 +603,7 @@ def test_entries_that_are_no_mappings(refuse: Callable[..., Outcome]) -> None:
 
 def test_an_interrupt_waits_for_an_import() -> None:
     """It is raised when the block is done, and not swallowed by what the block does."""
-    from omnireg.cli.output import interrupted_after
+    from omnireg.cli.endings import interrupted_after
 
     done = []
 

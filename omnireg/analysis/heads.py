@@ -181,10 +181,7 @@ def _kept(
         except EvaluationError:
             file.unlink()
     found = asking(begin)
-    try:
-        write_run(file, found)
-    except OSError as exc:
-        raise EvaluationError(f"cannot write {file}: {exc.strerror}") from exc
+    write_run(file, found)
     return found
 
 

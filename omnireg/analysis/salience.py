@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omnireg.boundary.files import replacing
 from omnireg.errors import EvaluationError
 
 ORIGINAL = "original"
@@ -216,14 +217,19 @@ def read_run(file: Path) -> dict[str, Asked]:
 
 
 def write_run(file: Path, run: Run) -> None:
-    """Write answers and logits; the file appears when it is complete."""
-    partial = file.with_name(f".{file.name}.partial")
+    """Write answers and logits; the file appears when it is complete.
+
+    Raises:
+        EvaluationError: it cannot be written.
+    """
     # without a time, so that equal content is equal bytes
-    with partial.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as stream:
+    with (
+        replacing(file, EvaluationError) as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as stream,
+    ):
         for name, asked in run.items():
             line = json.dumps({name: [asked.answer, list(asked.logits)]})
             stream.write(line.encode() + b"\n")
-    partial.replace(file)
 
 
 def file_of(folder: Path, layer: int, number: int) -> Path:

@@ -2,7 +2,7 @@
 
 import click
 
-from omnireg.cli.output import Settings, common_options, print_json, progress_bar
+from omnireg.cli.output import Settings, common_options, echo, print_json, progress_bar
 from omnireg.errors import RegistryError
 
 
@@ -62,4 +62,4 @@ def _print(settings: Settings, revision: str | None, problems: list[str]) -> Non
     if settings.as_json:
         print_json({"revision": revision, "ok": not problems, "problems": problems})
     else:
-        click.echo(f"revision {revision or 'none'}" + ("" if problems else ", ok"))
+        echo(f"revision {revision or 'none'}" + ("" if problems else ", ok"))

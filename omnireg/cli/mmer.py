@@ -9,6 +9,7 @@ from omnireg.cli.calibrate import calibrate_command
 from omnireg.cli.output import (
     Settings,
     common_options,
+    echo,
     hint,
     print_json,
     print_table,
@@ -64,10 +65,10 @@ def inspect_command(settings: Settings, package: Path) -> None:
         for m in found["modalities"]
     ]
     print_table(("modality", "model", "mask keeps", "L1 recovered"), rows)
-    click.echo(f"\ntask vector: {found['task_vector_density']:.1%} of its elements are not zero")
+    echo(f"\ntask vector: {found['task_vector_density']:.1%} of its elements are not zero")
     for part, size in found["bytes"].items():
-        click.echo(f"{part.replace('_', ' '):<12}{size:>16,} bytes")
-    click.echo(
+        echo(f"{part.replace('_', ' '):<12}{size:>16,} bytes")
+    echo(
         f"{found['ratio_to_one_model']:.2f} × one model; vector and masks are"
         f" {found['ratio_to_bound']:.3f} × what their contents need at least"
     )
@@ -107,7 +108,7 @@ def extract_command(
     if settings.as_json:
         print_json({"name": chosen, "fingerprint": fingerprint, "out": str(out)})
         return
-    click.echo(f"{out}: {fingerprint[:12]}, {modality} of {package}")
+    echo(f"{out}: {fingerprint[:12]}, {modality} of {package}")
     if not no_record:
         hint(f"next: {to_type('lineage', chosen)}")
 
@@ -157,7 +158,7 @@ def add_command(
     if settings.as_json:
         print_json({"name": chosen, "fingerprint": fingerprint, "out": str(out)})
         return
-    click.echo(f"{out}: {fingerprint[:12]}, {package} and {modality}")
+    echo(f"{out}: {fingerprint[:12]}, {package} and {modality}")
     if not no_record:
         hint(f"next: {to_type('mmer', 'inspect', out)}")
 
@@ -202,7 +203,7 @@ def generate_command(
     files = [("image", f) for f in image] + [("audio", f) for f in audio]
     files += [("video", f) for f in video] + [_modality_file(said) for said in media]
     answer = ask(package, prompt, files, **how)
-    print_json(answer.to_json()) if settings.as_json else click.echo(answer.text)
+    print_json(answer.to_json()) if settings.as_json else echo(answer.text)
 
 
 def _modality_file(said: str) -> tuple[str, Path]:

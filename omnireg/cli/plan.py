@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 import click
 
 from omnireg.cli.merge import engine_option, plugin_option, plugins
-from omnireg.cli.output import Settings, common_options, hint, print_json, progress_bar
+from omnireg.cli.output import (
+    Settings,
+    common_options,
+    echo,
+    hint,
+    print_drawn,
+    print_json,
+    progress_bar,
+    short,
+)
 from omnireg.errors import to_type
 
 if TYPE_CHECKING:
@@ -37,7 +46,6 @@ def plan_command(
 
 
 def _print(found: "Outlook", *, tensors: bool) -> None:
-    from rich.console import Console
     from rich.filesize import decimal
     from rich.tree import Tree
 
@@ -47,13 +55,13 @@ def _print(found: "Outlook", *, tensors: bool) -> None:
     inputs = top.add("inputs")
     for item in data["inputs"]:
         known = f", fingerprint {item['fingerprint'][:12]}" if item["fingerprint"] else ""
-        inputs.add(f"{item['ref']} ({item['role']}{known})")
+        inputs.add(f"{short(item['ref'])} ({item['role']}{known})")
     top.add(
         f"tensors: {counts['merged']} merged ({counts['fused']} by a compiled pass),"
         f" {counts['carried']} carried, {len(counts['absent'])} absent"
     )
     for name in counts["absent"]:
-        top.children[-1].add(name)
+        top.children[-1].add(short(name))
     size = decimal(data["output"]["bytes"])
     files = top.add(
         f"output: {size} in {data['output']['shards']} files"
@@ -65,12 +73,13 @@ def _print(found: "Outlook", *, tensors: bool) -> None:
             f"{file['name']}: {decimal(file['bytes'])}, {len(file['tensors'])} tensors"
         )
         for tensor in file["tensors"] if tensors else ():
-            made = ", ".join(f"{ref}: {name}" for ref, name in tensor["inputs"].items())
+            made = ", ".join(f"{short(r)}: {short(name)}" for r, name in tensor["inputs"].items())
             branch.add(
-                f"{tensor['name']} {tensor['dtype']} @{tensor['offset']}: {made or 'carried'}"
+                f"{short(tensor['name'])} {tensor['dtype']} @{tensor['offset']}:"
+                f" {made or 'carried'}"
             )
     top.add(f"memory: about {decimal(data['peak_memory_bytes'])} at most")
-    Console(highlight=False, markup=False, soft_wrap=True).print(top)
+    print_drawn(top, soft_wrap=True)
 
 
 @click.command("verify")
@@ -95,9 +104,9 @@ def verify_command(settings: Settings, name: str, rerun: bool, plugin_file: Path
         what = "merged again" if rerun else "the files"
         same = verdict.found == verdict.expected
         said = "as recorded" if same else f"NOT as recorded, {verdict.expected}"
-        click.echo(f"{verdict.name}: {what}: {verdict.found}: {said}")
+        echo(f"{verdict.name}: {what}: {verdict.found}: {said}")
         for change in verdict.files:
-            click.echo(f"{verdict.name}: {change}")
+            echo(f"{verdict.name}: {change}")
     if not verdict.ok:
         hint(_advice(verdict, rerun))
         raise click.exceptions.Exit(1)

@@ -4,7 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omnireg.cli.output import DefaultGroup, Settings, common_options, print_json, print_table
+from omnireg.cli.output import (
+    DefaultGroup,
+    Settings,
+    common_options,
+    echo,
+    print_json,
+    print_table,
+    short,
+)
 from omnireg.errors import ConfigError, did_you_mean
 from omnireg.host import PluginHost, Strategy
 
@@ -61,9 +69,9 @@ def show_strategy(settings: Settings, name: str) -> None:
     if settings.as_json:
         print_json(found)
         return
-    click.echo(f"{found['name']} · {found['pretty_name']}")
-    see = f", see {found['reference']}" if found["reference"] else ""
-    click.echo(f"from {found['distribution']} {found['version']}{see}")
+    echo(f"{found['name']} · {short(found['pretty_name'])}")
+    see = f", see {short(found['reference'])}" if found["reference"] else ""
+    echo(f"from {found['distribution']} {found['version']}{see}")
     columns = ("name", "scope", "type", "default", "required", "description")
     print_table(columns, [[_brief(p[c]) for c in columns] for p in found["parameters"]])
 

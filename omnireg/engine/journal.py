@@ -17,11 +17,12 @@ from typing import IO, Any
 from pydantic import BaseModel, ConfigDict
 
 from omnireg.boundary.documents import parse_json, validated
+from omnireg.boundary.files import reason
 from omnireg.boundary.names import place
 from omnireg.contents import JOURNAL
 from omnireg.digests import fresh_sha256
 from omnireg.errors import InputChanged, MergeError, OmniregError
-from omnireg.outputs import check_free
+from omnireg.outputs import check_free, other_file
 
 
 class _Finished(BaseModel):
@@ -125,9 +126,14 @@ def unfinished(
             (out / JOURNAL).unlink()
             _sync(out.parent)
     except OSError as exc:
+        if other := other_file(exc, folder, out):
+            raise MergeError(
+                f"cannot use {other}; bring it back, and run the same command again: what is"
+                f" finished is kept in {folder}"
+            ) from exc
         raise MergeError(
-            f"cannot write {folder}: {exc.strerror or exc}; what is finished is kept there: make"
-            " room or mend it, and run the same command again"
+            f"cannot write {folder}: {reason(exc)}; what is finished is kept there: make room or"
+            " mend it, and run the same command again"
         ) from exc
 
 

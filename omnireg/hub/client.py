@@ -4,6 +4,7 @@ Messages are made of our own words and of status codes, never of what a request 
 get into them.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +16,15 @@ from huggingface_hub import errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from omnireg import __version__
+from omnireg.boundary.files import reason
 from omnireg.errors import PublishError, to_type
 
 TIMEOUT_VARIABLE = "OMNIREG_HUB_TIMEOUT"
+#: what this machine says of its files and disks, not of the network
+_OF_FILES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
 LOG_IN = "log in with hf auth login, or set HF_TOKEN to a token that may write"
 _TIMEOUT = 60.0
 
@@ -101,7 +108,15 @@ def translated(repo: str, doing: str) -> Iterator[None]:
             f"{doing} {repo}: the Hub did not answer for {timeout():g} s; try again later, or set"
             f" {TIMEOUT_VARIABLE}"
         ) from exc
-    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as exc:
+    except (RecursionError, ValueError) as exc:
+        raise PublishError(
+            f"{doing} {repo}: what the Hub sent cannot be understood ({type(exc).__name__}); look"
+            " at its files on the Hub, or try again later"
+        ) from exc
+    except (httpx2.HTTPError, OSError, RuntimeError) as exc:
+        if isinstance(exc, OSError) and exc.errno in _OF_FILES:
+            file = f"{exc.filename}: " if exc.filename else ""
+            raise PublishError(f"{doing} {repo}: {file}{reason(exc)}; mend that here") from exc
         kept = ": what was uploaded is not sent twice" if doing.startswith("publish") else ""
         raise PublishError(
             f"{doing} {repo}: the connection to the Hub broke ({type(exc).__name__}); look at the"

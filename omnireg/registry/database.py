@@ -24,6 +24,8 @@ BUSY_TIMEOUT = 30.0
 _BEGIN = "omnireg_begin"
 #: SQLite's `user_version` of a file that ships with a project: read by default, written by name
 SEALED = 7305
+#: even reading takes a little room beside the file; SQLite calls a lack of it an input/output error
+_NO_ROOM_TO_READ = "SQLITE_IOERR_SHMSIZE"
 _SAYINGS = {
     "is locked": "is locked by another process: wait until it has finished, then try again",
     "not a database": "is not a SQLite database: choose another path",
@@ -269,6 +271,8 @@ def explained(where: str) -> Iterator[None]:
 
 def _plainly(error: Exception, where: str) -> str:
     cause = (isinstance(error, exc.DBAPIError) and error.orig) or error
+    if getattr(cause, "sqlite_errorname", None) == _NO_ROOM_TO_READ:
+        return f"registry {where} {_SAYINGS['is full']}"
     said = " ".join(str(cause).split())
     if isinstance(error, exc.ArgumentError):
         return f"registry {where} is of no known kind: {said}: give a path or sqlite:///PATH"

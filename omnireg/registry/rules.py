@@ -4,12 +4,12 @@ import json
 import math
 import operator
 import re
-import unicodedata
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
 from omnireg.boundary.names import relative
+from omnireg.boundary.text import is_plain
 from omnireg.errors import RegistryError, did_you_mean
 from omnireg.registry.tables import LONGEST_NAME
 
@@ -19,8 +19,6 @@ S = TypeVar("S", bound=StrEnum)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _HEX = re.compile(r"[0-9a-f]{8,64}")
-# Control characters, lone surrogates, and the two separators that break a line.
-_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 
 
 def name(value: str, what: str = "name", longest: int = LONGEST_NAME) -> str:
@@ -31,8 +29,11 @@ def name(value: str, what: str = "name", longest: int = LONGEST_NAME) -> str:
         raise RegistryError(
             f"a {what} of {len(value)} characters is too long: use at most {longest}"
         )
-    if not value.isprintable() and any(unicodedata.category(c) in _UNPRINTABLE for c in value):
-        raise RegistryError(f"{what} {value!r} holds a control character: remove it")
+    if not is_plain(value):
+        raise RegistryError(
+            f"{what} {value!r} holds a control character, or one that turns the reading order:"
+            " remove it"
+        )
     return value
 
 

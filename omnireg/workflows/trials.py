@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from omnireg.boundary.files import read_text, reason, write_text
 from omnireg.errors import ConfigError, EvaluationError
 from omnireg.workflows.grid import Point
 
@@ -82,14 +83,14 @@ class Notebook:
         if file is None or not file.exists():
             return
         try:
-            whole, tail = _torn(file.read_text("utf-8"))
+            whole, tail = _torn(read_text(file, error=ConfigError))
             if tail:
-                file.write_text(whole, "utf-8")
+                write_text(file, whole)
             lines = [json.loads(line) for line in whole.splitlines() if line]
             for line in lines:
                 if line.get("by", by) == by:
                     self._known[line["recipe"]] = {"values": line["values"], **line}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise ConfigError(
                 f"{file} holds no trials ({exc}); move it away, or name another place"
             ) from exc
@@ -119,7 +120,7 @@ class Notebook:
             with self._file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
         except OSError as exc:
-            raise ConfigError(f"cannot write {self._file}: {exc.strerror}") from exc
+            raise ConfigError(f"cannot write {self._file}: {reason(exc)}") from exc
 
 
 def _torn(text: str) -> tuple[str, str]:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session, joinedload, selectinload
 
+from omnireg.boundary.files import replacing
+from omnireg.boundary.text import json_text, shown
 from omnireg.errors import RegistryError
 from omnireg.registry.declare.manifest import VERSION
 from omnireg.registry.tables import (
@@ -42,19 +43,11 @@ def write(found: Iterable[tuple[str, dict[str, Any]]], path: Path) -> None:
     Raises:
         RegistryError: the file cannot be written; an older one stays as it was.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            if path.suffix in (".jsonl", ".ndjson"):
-                stream.writelines(lines(found))
-            else:
-                stream.write(as_yaml(found))
-        partial.replace(path)
-    except OSError as exc:
-        raise RegistryError(f"cannot write {path}: {exc.strerror}: check the folder") from exc
-    finally:
-        with suppress(OSError):  # what hindered writing may hinder this too
-            partial.unlink(missing_ok=True)
+    with replacing(path, RegistryError) as stream:
+        if path.suffix in (".jsonl", ".ndjson"):
+            stream.writelines(line.encode() for line in lines(found))
+        else:
+            stream.write(as_yaml(found).encode())
 
 
 def items(session: Session) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -92,7 +85,7 @@ def lines(found: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[str]:
     """Yield the lines of a JSON Lines manifest."""
     yield json.dumps({"omnireg": VERSION}) + "\n"
     for kind, fields in found:
-        yield json.dumps({kind: fields}, ensure_ascii=False, allow_nan=False) + "\n"
+        yield json_text(json.dumps({kind: fields}, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def document(found: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
@@ -104,10 +97,21 @@ def document(found: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
 
 
 def as_yaml(found: Iterable[tuple[str, dict[str, Any]]]) -> str:
-    """Return a manifest as YAML."""
+    """Return a manifest as YAML, odd characters in it as escapes."""
     import yaml
 
-    return yaml.safe_dump(document(found), sort_keys=False, allow_unicode=True, width=100)
+    class Dumper(yaml.SafeDumper):
+        """Quotes what holds odd characters, since escapes mean something in quotes alone."""
+
+    def text(dumper: Dumper, value: str) -> yaml.ScalarNode:
+        quoted = None if shown(value) == value else '"'
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, quoted)
+
+    Dumper.add_representer(str, text)
+    written: str = yaml.dump(
+        document(found), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100
+    )
+    return shown(written)
 
 
 def _each(session: Session, query: Any, row: Any = CheckpointRow) -> Iterator[Any]:
