@@ -1,6 +1,10 @@
 """Text for people: what would move a cursor or turn the reading order is shown as an escape."""
 
 import re
+from reprlib import Repr
+
+_cut = Repr()
+_cut.maxstring = _cut.maxother = _cut.maxlong = 80
 
 #: control characters, lone surrogates, separators that break a line, and characters that change the
 #: direction in which the text around them is shown
@@ -32,6 +36,20 @@ def json_text(document: str) -> str:
     A document has such characters inside strings alone.
     """
     return _odd_but_breaks.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
+
+
+def quoted(value: object) -> str:
+    """Return what somebody wrote as a message can name it: on one line, cut, whatever it is."""
+    try:
+        return shown(_cut.repr(value)).replace("\n", "\\n").replace("\t", "\\t")
+    except (ValueError, RecursionError):  # whole numbers of thousands of digits have no text
+        return f"a value of the type {type(value).__name__}"
+
+
+def one_line(text: str, longest: int = 200) -> str:
+    """Return somebody's text as a part of a message: on one line, and cut."""
+    plain = shown(text).replace("\n", "\\n").replace("\t", "\\t")
+    return plain if len(plain) <= longest else f"{plain[:longest]}…"
 
 
 def _escape(found: re.Match[str]) -> str:
