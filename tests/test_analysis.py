@@ -2,8 +2,8 @@
 
 import gzip
 import json
-import re
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path

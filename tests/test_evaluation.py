@@ -351,9 +351,7 @@ def test_items_that_cannot_be_asked_say_which_line(tmp_path: Path) -> None:
             read_items(file)
         assert said in str(caught.value)
     file.write_text('{"prompt": "a"')
-    with pytest.raises(
-        EvaluationError, match=r"jsonl:1 is damaged .*; write one JSON object"
-    ):
+    with pytest.raises(EvaluationError, match=r"jsonl:1 is damaged .*; write one JSON object"):
         read_items(file)
     file.write_text("\n")
     with pytest.raises(EvaluationError, match="has no items"):

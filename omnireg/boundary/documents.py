@@ -118,6 +118,18 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def refuse_twice(data: bytes | str) -> None:
+    """Refuse JSON text in which a key stands twice in one object, of which parsers keep the last.
+
+    Raises:
+        ValueError: it does; names the key.
+    """
+    _unique.decode(data.decode() if isinstance(data, bytes) else data)
+
+
+_unique = json.JSONDecoder(object_pairs_hook=_once)
+
+
 def check_text(value: Any) -> None:
     """Refuse text that no file, database or terminal can hold: half of a surrogate pair.
 
