@@ -491,9 +491,10 @@ def test_the_check_finds_weights_that_changed(here: Path, run: Run) -> None:
     (here / "image" / "model.safetensors").write_bytes(b"")
     found = run("db", "check")
     assert found.code == 1
-    assert "base is recorded as" in found.err
-    assert "image" in found.err
-    assert "audio" not in found.err
+    assert "base is recorded as" in found.out
+    assert "image" in found.out
+    assert "audio" not in found.out
+    assert ", and 1 more\n" in found.err
     assert json.loads(run("db", "check", "--no-files", "--json").out)["ok"]
 
 

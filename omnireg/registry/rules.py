@@ -22,6 +22,8 @@ LONGEST_TEXT = 1_000_000
 #: bytes of a document as JSON
 LARGEST_DOCUMENT = 1_000_000
 LARGEST_RESULT = 16_000_000
+#: seconds
+LONGEST_SPAN = 86_400
 #: what is nested deeper could not be read again as YAML
 DEEPEST = 64
 #: the years that every database, and every program that reads one, can hold in any time zone
@@ -126,6 +128,19 @@ def finite(value: SupportsFloat, what: str) -> float:
         ) from exc
     if not math.isfinite(number):
         raise RegistryError(f"{what} {number} is not finite: a failed measurement has no score")
+    return number
+
+
+def seconds(value: SupportsFloat, what: str) -> float:
+    """Accept a time span that is more than none, and at most a day."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number <= LONGEST_SPAN:
+        raise RegistryError(
+            f"{what} {quoted(value)} is out of range: give seconds, at most {LONGEST_SPAN:,}"
+        )
     return number
 
 
