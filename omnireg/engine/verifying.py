@@ -8,6 +8,7 @@ from shlex import quote
 from typing import Any
 
 from omnireg import contents
+from omnireg.boundary.names import relative
 from omnireg.checkpoint import open_checkpoint
 from omnireg.engine.merging import merge
 from omnireg.engine.recording import find_record
@@ -100,6 +101,8 @@ def changes(record: Record, folder: Path, *, fresh: bool = False) -> Iterator[st
     What the registry does not know is compared with what the folder says of itself.
     """
     if record.files:
+        for name in record.files:
+            relative(name, f"the record of {record.name}", RegistryError)
         yield from contents.differences(folder, record.files, fresh=fresh)
         return
     try:

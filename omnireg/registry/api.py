@@ -467,11 +467,21 @@ class Registry:
 
         exporting.write(self.items(), Path(out))
 
-    def sql(self, query: str, *, limit: int | None = 1000) -> reading.Answer:
-        """Return what a SELECT over the documented views finds; nothing can be written."""
+    def sql(
+        self,
+        query: str,
+        *,
+        limit: int | None = 1000,
+        timeout: float | None = reading.TIMEOUT,
+    ) -> reading.Answer:
+        """Return what a SELECT over the documented views finds; nothing can be written.
+
+        Raises:
+            RegistryError: the query is refused, or takes longer than `timeout` seconds.
+        """
         most = rules.limit(limit)
         with self._database.reading() as session:
-            return reading.ask(session.connection(), query, most)
+            return reading.ask(session.connection(), query, most, timeout)
 
     def events(self, subject: str | None = None, *, limit: int | None = 100) -> list[Event]:
         """Return who changed what, newest first; of one checkpoint or benchmark if named."""

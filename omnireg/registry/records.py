@@ -1,12 +1,33 @@
 """What the registry hands out: closed states and frozen values, never database rows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar, get_args
 
 from omnireg.digests import combine_digests
+
+R = TypeVar("R")
+
+
+def whole(record: R) -> R:
+    """Return a record; a foreign hand may have taken away what every one has.
+
+    Raises:
+        ValueError: something is missing that cannot be.
+    """
+    kind: Any = type(record)
+    for name in _needed(kind):
+        if getattr(record, name) is None:
+            raise ValueError(f"a {kind.__name__} without its {name}")
+    return record
+
+
+@cache
+def _needed(kind: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind) if type(None) not in get_args(f.type))
 
 
 class Kind(StrEnum):

@@ -144,8 +144,14 @@ def _checkpoint(row: CheckpointRow) -> dict[str, Any]:
 
 
 def _said(row: Any, fields: Iterable[str]) -> dict[str, Any]:
-    values = {field: _plain(getattr(row, field)) for field in fields}
-    return {field: value for field, value in values.items() if value is not None}
+    said = {}
+    for field in fields:
+        value = _plain(getattr(row, field))
+        if value is not None:
+            said[field] = value
+        elif not type(row).__table__.c[field].nullable:
+            raise ValueError(f"a row without its {field}")
+    return said
 
 
 def _plain(value: Any) -> Any:
