@@ -267,7 +267,9 @@ def test_who_waits_is_told_for_what_and_can_stop_it(site: Path, door: str) -> No
         running.send_signal(signal.SIGINT)
         rest = running.communicate(timeout=60)
     assert line.startswith("warning: still importing ")
-    assert f"{NAME} after 0.2 s: Ctrl-C stops it, {DISABLE_VARIABLE}={NAME} leaves it" in line
+    assert (
+        f"{NAME} after 0.2 s; Ctrl-C stops it; to do without it: {DISABLE_VARIABLE}={NAME}" in line
+    )
     assert (running.returncode, *map(str.strip, rest)) == (130, "", "interrupted")
     done = subprocess.run(
         command, capture_output=True, text=True, check=False,

@@ -113,7 +113,7 @@ def _broken(strategy: Strategy) -> dict[str, Any]:
 def _parameter(parameter: "ParameterSpec") -> dict[str, Any]:
     return {
         "name": parameter.name,
-        "scope": parameter.scope.value,
+        "scope": str(getattr(parameter.scope, "value", parameter.scope)),
         "type": _type_name(parameter.value_type),
         "default": None if parameter.required else _plain(parameter.default),
         "required": parameter.required,

@@ -83,7 +83,7 @@ def contained() -> Iterator[None]:
 @contextmanager
 def told_if_slow(doing: str, way_out: str) -> Iterator[None]:
     """Say on stderr what is being done, if it takes long, and how to get out of it."""
-    message = f"still {doing} after {PATIENCE:g} s: Ctrl-C stops it, {way_out} leaves it out"
+    message = f"still {doing} after {PATIENCE:g} s; Ctrl-C stops it; to do without it: {way_out}"
     timer = Timer(PATIENCE, tell, [message])
     timer.daemon = True
     timer.start()

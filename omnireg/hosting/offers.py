@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omnireg.errors import PluginError
 from omnireg.hookspecs import Evaluator, HostLayout
+from omnireg.hosting.contract import is_name
 from omnireg.hosting.evaluators import GuardedEvaluator
 from omnireg.hosting.installed import Origin
 from omnireg.hosting.isolation import guarded, reason, tell, told_if_slow
@@ -27,14 +28,14 @@ def importing(what: str, origin: Origin, failed: Callable[[str], Exception]) -> 
         origin: where it comes from; what comes with omnireg is trusted.
         failed: returns the error, given the reason.
     """
-    if origin.is_ours:
-        try:
+    if not origin.is_ours:
+        with told_if_slow(f"importing {what}", origin.turned_off), guarded(failed):
             yield
-        except Exception as exc:
-            raise failed(reason(exc)) from exc
         return
-    with told_if_slow(f"importing {what}", origin.turned_off), guarded(failed):
+    try:
         yield
+    except Exception as exc:
+        raise failed(reason(exc)) from exc
 
 
 def _imported(target: Any) -> Any:
@@ -86,7 +87,8 @@ class Offer:
                 f" that {'file' if self.origin.file_version else 'distribution'}"
             )
 
-        with importing(what, self.origin, failed):
+        lazy = isinstance(self.target, str)
+        with importing(what, self.origin, failed) if lazy else guarded(failed):
             found = _imported(self.target)
             fits = self._fits(found)
         if not fits:
@@ -133,12 +135,20 @@ class Strategy(Offer):
         import mergekit.merge_methods  # noqa: F401
 
     def _fits(self, found: Any) -> bool:
-        from mergekit.merge_methods import MergeMethod, MergeMethodSpec
+        from mergekit.merge_methods import InputContract, MergeMethod, MergeMethodSpec
+        from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
-        if not isinstance(found, MergeMethod):
-            return False
         spec = getattr(found, "spec", None)
-        return isinstance(spec, MergeMethodSpec) and spec.name == self.name
+        if not isinstance(found, MergeMethod) or not isinstance(spec, MergeMethodSpec):
+            return False
+        return (
+            spec.name == self.name
+            and isinstance(spec.contract, InputContract)
+            and all(
+                isinstance(p, ParameterSpec) and is_name(p.name) and p.scope in set(ParameterScope)
+                for p in spec.parameters
+            )
+        )
 
 
 @dataclass(frozen=True)
