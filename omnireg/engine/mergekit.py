@@ -120,13 +120,15 @@ def merge_whole(
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
 
+    from omnireg.engine.planner import checking
+
     host.install()
     read = ByteReader()
     for item in plan.inputs if not allow_nonfinite else ():
         for name, header in item.model.checkpoint.tensors.items():
             _check_finite(item.ref, name, header, read(header))
     places = {i.ref: _located(i) for i in plan.inputs}
-    with translated(plan):
+    with translated(plan.recipe.merge_method), checking():
         config = MergeConfiguration.model_validate(_configuration(plan, places))
         run_merge(config, str(folder), options=_options({**options, "random_seed": seed}))
     read.check()
@@ -201,17 +203,17 @@ def _run_planner(
     from mergekit.io.tasks import LoaderCache
     from transformers import AutoConfig
 
-    from omnireg.engine.planner import SeededPlanner
+    from omnireg.engine.planner import CheckedPlanner
 
     places = {ref: str(path) for ref, path in staged.items()}
-    with translated(plan):
+    with translated(plan.recipe.merge_method):
         config = MergeConfiguration.model_validate(_configuration(plan, places))
         LoaderCache().setup(options=settings)
         try:
-            targets = SeededPlanner(
-                seed,
+            targets = CheckedPlanner(
                 config,
                 _architecture(plan),
+                seed=seed,
                 options=settings,
                 out_model_config=AutoConfig.from_pretrained(next(iter(places.values()))),
             ).plan_to_disk(out_path=str(out))

@@ -22,6 +22,7 @@ from omnireg.digests import file_sha256
 from omnireg.engine.coder import STORAGE, Coded, Coder
 from omnireg.engine.journal import Journal
 from omnireg.engine.ordered import given, in_order
+from omnireg.engine.results import checked_rescaling
 from omnireg.engine.shells import Shell
 from omnireg.engine.tensors import Job, Settings, check_finite, parameters_of
 from omnireg.engine.vector import VectorWriter, scale_of
@@ -198,8 +199,8 @@ class Packager:
         """Return every model's factor of its masked vector, from the norms in the files."""
         settings = self._settings
         bound = settings.plan.resolver.bind(next(iter(self._plan.merged)), 0.0)
-        method: Any = settings.method
-        rescaling = method.rescaling(parameters_of(bound, method, settings.models))
+        parameters = parameters_of(bound, settings.method, settings.models)
+        rescaling = checked_rescaling(settings.ask(settings.method, "rescaling", parameters))
         if rescaling is None:
             return {}
         power, sums = rescaling.power, self._vector.sums(NORMS)

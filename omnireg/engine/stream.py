@@ -55,14 +55,15 @@ class Streamer:
         known = Surveyed(self.settings.models)
         order = [self.jobs[name] for name in sorted(self.jobs)]
         parameters, *others = self._parameters(order)
-        if others and any(method.survey(known, each) for each in (parameters, *others)):
+        ask = self.settings.ask
+        if others and any(ask(method, "survey", known, each) for each in (parameters, *others)):
             raise _differing(parameters, others)
         total = sum(job.chunks for job in order)
-        while survey := method.survey(known, parameters):
+        while survey := ask(method, "survey", known, parameters):
             for done, observation in enumerate(self._ordered(_looks(order, survey))):
-                survey.add(observation)
+                ask(survey, "add", observation)
                 tick(done, total)
-            known = Surveyed(self.settings.models, survey.result())
+            known = Surveyed(self.settings.models, ask(survey, "result"))
             for job in order:
                 job.found = known.found
 
