@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from omnireg.boundary.text import shown
 from omnireg.cli.output import Settings, common_options, hint, print_json, print_table
 from omnireg.errors import to_type
 
@@ -93,7 +94,7 @@ def publish_command(
 def _show(plan: "PublicationPlan") -> None:
     print_table(
         ("file", "", "bytes"),
-        [(item.path, str(item.state), f"{item.size:,}") for item in plan.items],
+        [(shown(item.path), str(item.state), f"{item.size:,}") for item in plan.items],
     )
     where = plan.repo if plan.branch == "main" else f"{plan.repo} ({plan.branch})"
     seen = "private" if plan.private else "public"
@@ -101,9 +102,9 @@ def _show(plan: "PublicationPlan") -> None:
     size = sum(item.size for item in plan.changes)
     click.echo(f"\n{len(plan.changes)} files, {size:,} bytes, to the {seen} {where}{there}")
     if plan.card_diff:
-        click.echo(f"\n{plan.card_diff.rstrip()}")
+        click.echo(f"\n{shown(plan.card_diff.rstrip())}")
     for warning in plan.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(f"warning: {shown(warning)}", err=True)
 
 
 def _ask(plan: "PublicationPlan") -> None:
@@ -126,6 +127,7 @@ def _ask(plan: "PublicationPlan") -> None:
     help="Generations of base_model to follow where a repository has no manifest.",
 )
 @click.option("--allow-pickle", is_flag=True, help="Fetch pickled files too; they can run code.")
+@click.option("--trust-remote-code", is_flag=True, help="Fetch Python code too.")
 @common_options
 @click.pass_obj
 def pull_command(
@@ -136,6 +138,7 @@ def pull_command(
     metadata_only: bool,
     depth: int,
     allow_pickle: bool,
+    trust_remote_code: bool,
 ) -> None:
     """Record the lineage and scores of REPO (org/name, org/name@revision), and fetch its files."""
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -152,11 +155,14 @@ def pull_command(
             metadata_only=metadata_only,
             depth=depth,
             allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
         )
+    for warning in found.warnings:
+        click.echo(f"warning: {shown(warning)}", err=True)
     if settings.as_json:
         print_json(found.to_json())
         return
     where = f", {found.files} files in {found.folder}" if found.folder else ""
     known = f"recorded {', '.join(found.recorded)}" if found.recorded else "all of it was known"
-    click.echo(f"{found.name}: {(found.fingerprint or 'no weights')[:12]}{where}; {known}")
+    click.echo(f"{found.name}: {(found.fingerprint or 'unknown weights')[:15]}{where}; {known}")
     hint(f"next: {to_type('lineage', found.name)}")

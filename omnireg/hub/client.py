@@ -4,6 +4,7 @@ Messages are made of our own words and of status codes, never of what a request 
 get into them.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,18 @@ from huggingface_hub import errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from omnireg import __version__
-from omnireg.errors import PublishError, to_type
+from omnireg.boundary.text import shown
+from omnireg.errors import OmniregError, PublishError, to_type
 
 TIMEOUT_VARIABLE = "OMNIREG_HUB_TIMEOUT"
 LOG_IN = "log in with hf auth login, or set HF_TOKEN to a token that may write"
 _TIMEOUT = 60.0
+#: what this machine says, not the network
+_LOCAL = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
+    errno.EIO, errno.EMFILE, errno.ENFILE, errno.EISDIR, errno.ENOTDIR, errno.EFBIG, errno.ELOOP,
+    errno.EILSEQ,
+}  # fmt: skip
 
 
 def timeout() -> float:
@@ -49,8 +57,21 @@ def client() -> Any:
     return huggingface_hub.HfApi(library_name="omnireg", library_version=__version__)
 
 
+class Unreadable(PublishError):
+    """There is no such repository, branch or commit, or none that this token may read."""
+
+
 class Stale(PublishError):
     """Somebody committed to the repository since the plan was made."""
+
+
+def is_name(repo: str) -> bool:
+    """Whether a repository can be called so; old ones have no owner in their names."""
+    try:
+        validate_repo_id(repo)
+    except errors.HFValidationError:
+        return False
+    return True
 
 
 def check_name(repo: str) -> None:
@@ -59,12 +80,8 @@ def check_name(repo: str) -> None:
     Raises:
         PublishError: says how to write it.
     """
-    try:
-        validate_repo_id(repo)
-        if "/" not in repo:
-            raise errors.HFValidationError
-    except errors.HFValidationError as exc:
-        raise _no_name(repo) from exc
+    if "/" not in repo or not is_name(repo):
+        raise _no_name(repo)
 
 
 def _no_name(repo: str) -> PublishError:
@@ -78,7 +95,7 @@ def translated(repo: str, doing: str) -> Iterator[None]:
     """Turn whatever the client raises into a :class:`PublishError` that says what to do."""
     try:
         yield
-    except PublishError:
+    except OmniregError:
         raise
     except errors.HFValidationError as exc:
         raise _no_name(repo) from exc
@@ -87,12 +104,12 @@ def translated(repo: str, doing: str) -> Iterator[None]:
     except errors.RepositoryNotFoundError as exc:
         if not has_token():
             raise _no_token() from exc
-        raise PublishError(
+        raise Unreadable(
             f"there is no repository {repo} on the Hub, or this token may not see it; check the"
             " spelling"
         ) from exc
     except errors.RevisionNotFoundError as exc:
-        raise PublishError(f"{repo} has no such branch or commit; check the spelling") from exc
+        raise Unreadable(f"{repo} has no such branch or commit; check the spelling") from exc
     except errors.HfHubHTTPError as exc:
         status = getattr(exc.response, "status_code", None)
         raise _refused(repo, doing, status) from exc
@@ -101,7 +118,18 @@ def translated(repo: str, doing: str) -> Iterator[None]:
             f"{doing} {repo}: the Hub did not answer for {timeout():g} s; try again later, or set"
             f" {TIMEOUT_VARIABLE}"
         ) from exc
-    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as exc:
+    except (RecursionError, ValueError) as exc:
+        # JSON that is damaged or nested too deeply, or names that the client refuses
+        raise PublishError(
+            f"{doing} {repo}: what the Hub answered cannot be read ({type(exc).__name__}); try"
+            " again later, and look at $HF_ENDPOINT if it is set"
+        ) from exc
+    except (httpx2.HTTPError, OSError, RuntimeError) as exc:
+        if isinstance(exc, OSError) and exc.errno in _LOCAL:
+            where = f" {shown(str(exc.filename), 200)}" if exc.filename else ""
+            raise PublishError(
+                f"{doing} {repo}: cannot write{where}: {exc.strerror}; mend that and try again"
+            ) from exc
         kept = ": what was uploaded is not sent twice" if doing.startswith("publish") else ""
         raise PublishError(
             f"{doing} {repo}: the connection to the Hub broke ({type(exc).__name__}); look at the"
@@ -130,4 +158,5 @@ def _refused(repo: str, doing: str, status: int | None) -> PublishError:
         404: "not found; check the spelling",
         429: "too many requests; wait a few minutes and try again",
     }.get(status or 0, "try again later" if (status or 500) >= 500 else "nothing was changed")
-    return PublishError(f"{doing} {repo}: the Hub answered {status or 'nothing'}: {why}")
+    kind = Unreadable if status in (401, 403, 404) else PublishError
+    return kind(f"{doing} {repo}: the Hub answered {status or 'nothing'}: {why}")
