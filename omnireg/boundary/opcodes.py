@@ -13,7 +13,7 @@ DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 #: so many opcodes are looked at, and so many bytes of what is packed
 _OPCODES, _BYTES = 1_000_000, 1 << 28
 _AT_ONCE = 1 << 16
-_IMPORTS = ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
+_IMPORTS = ("GLOBAL", "INST", "STACK_GLOBAL")
 _CALLS = ("INST", "OBJ", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "BUILD")
 #: of opcodes that say the length of their argument: in how many bytes
 _WIDTHS = {-2: 1, -3: 4, -4: 4, -5: 8}

@@ -164,5 +164,6 @@ def pull_command(
         return
     where = f", {found.files} files in {found.folder}" if found.folder else ""
     known = f"recorded {', '.join(found.recorded)}" if found.recorded else "all of it was known"
-    click.echo(f"{found.name}: {(found.fingerprint or 'unknown weights')[:15]}{where}; {known}")
+    weights = found.fingerprint[:12] if found.fingerprint else "no fingerprint"
+    click.echo(f"{found.name}: {weights}{where}; {known}")
     hint(f"next: {to_type('lineage', found.name)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from omnireg.boundary.documents import parse_yaml
 from omnireg.boundary.text import shown
 from omnireg.errors import PublishError, RegistryError
-from omnireg.hub.files import MANIFEST
+from omnireg.hub.files import LONGEST_MANIFEST, MANIFEST
 from omnireg.hub.lineage import on_hub
 from omnireg.hub.repository import Damaged, Repository
 from omnireg.registry import Checkpoint, Registry, Score
@@ -24,9 +24,6 @@ from omnireg.registry.declare.manifest import (
 )
 from omnireg.registry.declare.reading import Declared, Place, read
 from omnireg.registry.scores import Conditions
-
-#: people do not write longer ones, and reading them takes minutes
-_LONGEST_MANIFEST = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -71,15 +68,15 @@ def from_manifest(repo: Repository) -> Claims:
     """
     where = repo.where(MANIFEST)
     # the reader of manifests trusts those who hand it one
-    parse_yaml(repo.text(MANIFEST, _LONGEST_MANIFEST), where, error=Damaged)
-    file = repo.document(MANIFEST, _LONGEST_MANIFEST)
+    parse_yaml(repo.text(MANIFEST, LONGEST_MANIFEST), where, error=Damaged)
+    file = repo.document(MANIFEST, LONGEST_MANIFEST)
     try:
         found = [(item, Place(where, at.line)) for item, at in read([file])]
     except RegistryError as exc:
         raise RegistryError(shown(str(exc).replace(str(file), where), 1000)) from exc
     items = [(_published(item, repo), at) for item, at in found if not _absent(item)]
-    named = (item for item, _ in found if isinstance(item, CheckpointItem))
-    own = next((item for item in named if _is_of(item.source, repo) and not item.absent), None)
+    named = (item for item, _ in items if isinstance(item, CheckpointItem))
+    own = next((item for item in named if _is_of(item.source, repo)), None)
     if own is None:
         raise Damaged(f"{where} does not name {repo.name}; ask its authors")
     return Claims(repo, own, tuple(items))
@@ -207,7 +204,7 @@ class _Plan:
         fingerprint, place = self._own.fingerprint, self._own.source or ""
         if fingerprint and there.fingerprint and there.fingerprint != fingerprint:
             raise self._other(there, fingerprint)
-        if there.fingerprint != fingerprint and not self._trial:
+        if there.fingerprint is None or (fingerprint is None and not self._trial):
             self._check_same(there)
         moves = Path(place).is_absolute() and not Path(there.source or "").is_dir()
         return CheckpointItem.model_validate(

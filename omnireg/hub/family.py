@@ -32,6 +32,7 @@ class _Family:
     edges: dict[str, list[str]] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     unread: set[str] = field(default_factory=set)
+    is_cut: bool = False
 
     def take(self, repo: Repository) -> None:
         """Take in a repository and its card.
@@ -57,8 +58,7 @@ class _Family:
 
     def _read(self, base: str, child: Repository) -> Repository | None:
         if len(self.repos) == REPOSITORIES:
-            if not self.unread or self.lines[-1] != _TOO_MANY:
-                self.lines.append(_TOO_MANY)
+            self.is_cut = True
             self.unread.add(base)
             return None
         try:
@@ -70,9 +70,6 @@ class _Family:
             self.lines.append(f"{child.where(CARD)}: the parent {base} is left out: {said}")
             return None
         return found
-
-
-_TOO_MANY = f"the family has more than {REPOSITORIES} repositories; the others are left out"
 
 
 def from_cards(repo: Repository, depth: int, is_known: Callable[[str], bool]) -> Claims:
@@ -92,6 +89,11 @@ def from_cards(repo: Repository, depth: int, is_known: Callable[[str], bool]) ->
     while level and left:
         level = [parent for child in level for parent in family.expand(child, is_known)]
         left -= 1
+    if family.is_cut:
+        family.lines.append(
+            f"{repo.name}: its family has more than {REPOSITORIES} repositories; the others are"
+            " left out"
+        )
     edges = _without_cycles(repo.name, family.edges)
     numbers = [each for found in family.repos.values() for each in _numbers(family, found)]
     known = {base for named in edges.values() for base in named if base not in family.repos}

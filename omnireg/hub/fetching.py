@@ -78,12 +78,13 @@ def fetch(choice: Choice, folder: Path) -> None:
     repo = choice.repo
     endings = [] if not choice.left_out else [f"*{_any_case(ending)}" for ending in _CODE]
     notes = _any_case(_NOTES)
-    with translated(repo.name, "fetching"):
-        repo.api.snapshot_download(
-            repo.name, revision=repo.commit, local_dir=folder,
-            ignore_patterns=[*endings, notes, f"{notes}/*"],
-        )  # fmt: skip
-        shutil.rmtree(folder / _NOTES, ignore_errors=True)
+    if choice.wanted:
+        with translated(repo.name, "fetching"):
+            repo.api.snapshot_download(
+                repo.name, revision=repo.commit, local_dir=folder,
+                ignore_patterns=[*endings, notes, f"{notes}/*"],
+            )  # fmt: skip
+    shutil.rmtree(folder / _NOTES, ignore_errors=True)
     wrong = difference(choice, folder)
     if wrong:
         raise PublishError(f"{repo.name}: {wrong}: the files are not what the Hub says; try again")

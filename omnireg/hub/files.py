@@ -16,6 +16,8 @@ from omnireg.hub.lineage import Dossier
 from omnireg.registry import Checkpoint
 
 CARD, RECIPE, MANIFEST = "README.md", "recipe.yml", "omnireg.manifest.yaml"
+#: in bytes; a family has less to tell, and reading more takes minutes
+LONGEST_MANIFEST = 8 << 20
 #: the voices of Qwen2.5-Omni come as a pickle alone
 PICKLED_VOICES = "spk_dict.pt"
 _OURS = (".safetensors", ".safetensors.index.json")

@@ -11,6 +11,7 @@ from omnireg.hub import card
 from omnireg.hub.client import LOG_IN, Stale, check_name, client, has_token, translated
 from omnireg.hub.files import (
     CARD,
+    LONGEST_MANIFEST,
     MANIFEST,
     PICKLED_VOICES,
     RECIPE,
@@ -165,7 +166,12 @@ def plan_publication(
     except PublishError as exc:
         raise PublishError(f"the card of {repo} cannot be read: {exc}; mend it there") from exc
     contents[CARD] = text.encode()
-    contents[MANIFEST] = manifest(found, repo).encode()
+    contents[MANIFEST] = told = manifest(found, repo).encode()
+    if len(told) > LONGEST_MANIFEST:
+        warnings.append(
+            f"{MANIFEST} is longer than {LONGEST_MANIFEST:,} bytes, and omnireg pull reads no"
+            " longer ones; record fewer scores or shorter details of its family"
+        )
     if found.recipe:
         contents[RECIPE] = found.recipe.encode()
     contents |= {path: said.encode() for path, said in result_files(scores).items()}
