@@ -31,7 +31,11 @@ def cli_page() -> str:
         _NOTE,
         "# Command line",
         "Data goes to stdout; progress, hints, warnings and errors go to stderr. "
-        "Exit codes: 0 done, 1 it failed (one line `error: …`), 2 wrong usage, 130 interrupted.",
+        "Exit codes: 0 done, 1 it failed (one line `error: …`), 2 wrong usage, 130 interrupted, "
+        "143 asked to end (SIGTERM).",
+        "Control characters and characters that turn the reading order are printed as escapes such "
+        "as `\\x1b` and `\\u202e`, in JSON and YAML as those of the format. Tables and pages cut "
+        "values of more than 400 characters; JSON and exports hold all of them.",
         "## Options of every command",
         "They may stand right after `omnireg` or at the end of the line.",
         _options(common),

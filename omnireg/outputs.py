@@ -1,5 +1,6 @@
 """Output folders appear whole, by rename, or not at all."""
 
+import errno
 import os
 import platform
 import shutil
@@ -9,10 +10,13 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 
+from omnireg.boundary.files import reason
 from omnireg.errors import MergeError
 
 #: what file systems take, less what is added for unfinished work
 _LONGEST_NAME = 200
+#: what a system says when there is no room, whatever file it names beside
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_free(out: Path) -> None:
@@ -88,11 +92,31 @@ def appearing(out: Path) -> Iterator[Path]:
         check_free(out)
         scratch.rename(out)
     except OSError as exc:
-        raise MergeError(
-            f"cannot write {out}: {exc.strerror or exc}; nothing was left there"
-        ) from exc
+        if other := other_file(exc, out, scratch):
+            raise MergeError(f"cannot use {other}; nothing was left at {out}") from exc
+        raise MergeError(f"cannot write {out}: {reason(exc)}; nothing was left there") from exc
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def other_file(exc: OSError, *own: Path) -> str | None:
+    """Return the file that is to blame, and why, if it is none of what is being written.
+
+    Args:
+        exc: what came up while something was written, and perhaps read.
+        own: the file or folder that is written, and where it is prepared.
+    """
+    if exc.errno in _NO_ROOM or not isinstance(exc.filename, str | bytes | os.PathLike):
+        return None
+    file = Path(os.fsdecode(exc.filename)).absolute()
+    places = [place.absolute() for place in own]
+    scratch = tuple(f".{place.name}.{os.getpid()}." for place in places)
+    for place in places:
+        above = file == place.parent or place in (file, *file.parents)
+        beside = place.parent in file.parents
+        if above or (beside and file.relative_to(place.parent).parts[0].startswith(scratch)):
+            return None
+    return f"{os.fsdecode(exc.filename)}: {reason(exc)}"
 
 
 def copy_files(files: Iterable[Path], folder: Path, *, overwrite: bool = True) -> None:

@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omnireg.boundary.files import replacing
+from omnireg.boundary.text import one_line
 from omnireg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +20,13 @@ _LIGHT = 0.6
 _READABLE = 200
 #: maps of smaller numbers show more places
 _LARGE = 0.1
+#: longer names are cut
+_LONGEST = 48
 _NAN = float("nan")
+#: equal content is equal bytes, and a dollar sign in a name is one
+_EVER: dict[Any, Any] = {
+    "svg.hashsalt": "omnireg", "svg.fonttype": "path", "text.parse_math": False
+}  # fmt: skip
 _ENDINGS = (".png", ".svg", ".pdf", ".jpg", ".webp")
 #: what an SVG does not say of itself: when it was made, and links to vocabularies
 _SILENT = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -52,18 +61,17 @@ def chart(path: Any, width: float, height: float, panels: int = 1) -> Iterator[l
     import matplotlib
     from matplotlib.figure import Figure
 
-    # equal content is equal bytes
-    with matplotlib.rc_context({"svg.hashsalt": "omnireg", "svg.fonttype": "path"}):
+    with matplotlib.rc_context(_EVER):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(1, panels, squeeze=False)[0]
         yield list(axes)
-        try:
-            if isinstance(path, Path):
-                figure.savefig(path, dpi=150, metadata=_SILENT if path.suffix == ".svg" else None)
-            else:
-                figure.savefig(path, format="svg", metadata=_SILENT)
-        except OSError as exc:
-            raise ConfigError(f"cannot write {path}: {exc.strerror or exc}") from exc
+        if not isinstance(path, Path):
+            figure.savefig(path, format="svg", metadata=_SILENT)
+            return
+        form, drawn = path.suffix.lower().removeprefix("."), BytesIO()
+        figure.savefig(drawn, format=form, dpi=150, metadata=_SILENT if form == "svg" else None)
+    with replacing(path) as stream:  # drawn before: some formats want to go back in a file
+        stream.write(drawn.getbuffer())
 
 
 def heat_map(
@@ -86,9 +94,9 @@ def heat_map(
     )  # fmt: skip
     _ticks(axes, "x", columns)
     _ticks(axes, "y", rows)
-    axes.set_xlabel(column_name)
-    axes.set_ylabel(row_name)
-    axes.set_title(title)
+    axes.set_xlabel(_label(column_name))
+    axes.set_ylabel(_label(row_name))
+    axes.set_title(_label(title))
     assert axes.figure is not None
     axes.figure.colorbar(image, ax=axes)
     if len(numbers) > _READABLE or not numbers:
@@ -108,7 +116,11 @@ def _ticks(axes: "Axes", which: str, names: Sequence[str]) -> None:
     """Name rows or columns; of many only some."""
     step = max(1, -(-len(names) // 32))
     place = axes.set_xticks if which == "x" else axes.set_yticks
-    place(range(0, len(names), step), list(names)[::step])
+    place(range(0, len(names), step), list(map(_label, names))[::step])
+
+
+def _label(text: str) -> str:
+    return one_line(text, _LONGEST)
 
 
 def lines(
@@ -125,10 +137,12 @@ def lines(
     for name, values in series.items():
         bars = [e or 0.0 for e in (errors or {}).get(name, ())] or None
         known = [_NAN if value is None else value for value in values]
-        axes.errorbar(across, known, yerr=bars, marker="o", markersize=3, capsize=2, label=name)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_title(title)
+        axes.errorbar(
+            across, known, yerr=bars, marker="o", markersize=3, capsize=2, label=_label(name)
+        )
+    axes.set_xlabel(_label(x))
+    axes.set_ylabel(_label(y))
+    axes.set_title(_label(title))
     axes.grid(alpha=0.3)
     if all(isinstance(value, int) for value in across):
         axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
@@ -154,12 +168,14 @@ def bars(
             for place, known in enumerate(there)
         ]
         heights = [_NAN if value is None else value for value in values]
-        axes.bar(places, heights, width * 0.95, label=name)
+        axes.bar(places, heights, width * 0.95, label=_label(name))
     if line is not None:
         axes.axhline(line, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right", fontsize=8)
+    axes.set_xticks(
+        range(len(groups)), list(map(_label, groups)), rotation=30, ha="right", fontsize=8
+    )
     axes.set_ylabel(y)
-    axes.set_title(title)
+    axes.set_title(_label(title))
     if len(series) > 1:
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
@@ -171,9 +187,11 @@ def points(
     """Draw named points."""
     for name, (left, up) in places.items():
         axes.scatter([left], [up], s=40)
-        axes.annotate(name, (left, up), xytext=(5, 5), textcoords="offset points", fontsize=8)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_title(title)
+        axes.annotate(
+            _label(name), (left, up), xytext=(5, 5), textcoords="offset points", fontsize=8
+        )
+    axes.set_xlabel(_label(x))
+    axes.set_ylabel(_label(y))
+    axes.set_title(_label(title))
     axes.margins(0.2)
     axes.grid(alpha=0.3)

@@ -185,6 +185,7 @@ def test_the_command_line(tmp_path: Path, run: Run) -> None:
     recipe, text = read_recipe(tmp_path / "best.yml")
     assert text.startswith("# chosen by fit")
     assert text in done.out
+    assert run(*how, "--out", "-").out == text
     assert run("merge", "best.yml", "omni").code == 0
     assert recipe.omnireg.output == "package"
     told = json.loads(run(*how, "--json", "--by", "l2").out)

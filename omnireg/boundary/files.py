@@ -4,18 +4,56 @@ A file on a command line may also be a pipe that a shell made (``<(…)``, ``/de
 else that is no regular file could wait for ever, or never end.
 """
 
+import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from secrets import token_hex
+from typing import IO, Self
 
-from omnireg.errors import CheckpointError, ConfigError, OmniregError
+from omnireg.errors import CheckpointError, ConfigError, InputChanged, OmniregError
 
 #: documents are kept in memory whole; longer ones are refused
 LARGEST_DOCUMENT = 1 << 30
+_STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
+_DESCRIPTOR = re.compile(r"/dev/std(?:out|err)|(?:/dev|/proc/self)/fd/([0-9]+)")
 _PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What tells a file from what it was before: a change of its bytes changes one of these."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    device: int
+
+    @classmethod
+    def of(cls, file: Path | int) -> Self:
+        """Return the state of a path, or of an open descriptor."""
+        found = os.fstat(file) if isinstance(file, int) else file.stat()
+        return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
+
+    def refuse_other(self, now: "State", file: Path) -> None:
+        """Refuse a file that is in another state now.
+
+        Raises:
+            InputChanged: says how it changed, and what to do.
+        """
+        if now == self:
+            return
+        how = "was replaced" if now.inode != self.inode else "was changed"
+        if now.size < self.size:
+            how = f"was shortened from {self.size:,} to {now.size:,} bytes"
+        raise InputChanged(
+            f"{file} {how} while it was used; wait until nobody writes to it, and start again"
+        )
 
 
 def open_regular(path: Path, error: type[OmniregError] = CheckpointError) -> int:
@@ -88,44 +126,79 @@ def _checked(data: bytes, path: Path, most: int, error: type[OmniregError]) -> b
 def replacing(path: Path, error: type[OmniregError] = ConfigError) -> Iterator[IO[bytes]]:
     """Yield a stream for a file that appears whole when the block ends, or stays as it was.
 
-    What is a link leads on to its file. What is neither a file nor missing (a pipe, a terminal) is
-    written to as it is, never replaced.
+    What is a link leads on to its file. A pipe, a terminal or another device of characters is
+    written to as it is, and so is what this process has open (``/dev/stdout``, ``/dev/fd/63``).
 
     Raises:
-        OmniregError: of the class ``error``; it cannot be written.
+        OmniregError: of the class ``error``; it cannot be written, is a folder, a socket or a disk,
+            or is a pipe that nobody reads from.
     """
     try:
-        target = path.resolve()
-        there = target.stat().st_mode if target.exists() else stat.S_IFREG
-        if stat.S_ISREG(there):
-            with _beside(target) as stream:
-                yield stream
-            return
-        if stat.S_ISBLK(there) or stat.S_ISDIR(there):
-            raise error(f"cannot write {path}: it is {_kind(there)}; name a file")
-        # without O_NONBLOCK a pipe would wait for somebody to read from it
-        handle = os.open(target, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(handle, True)
-        with open(handle, "wb") as stream:  # noqa: PTH123 - a descriptor
+        with _beside(path.resolve()) if _is_replaced(path, error) else _through(path) as stream:
             yield stream
     except OSError as exc:
-        raise error(f"cannot write {path}: {reason(exc)}") from exc
+        raise error(f"cannot write {path}: {_unwritten(path, exc)}") from exc
+
+
+def _is_replaced(path: Path, error: type[OmniregError]) -> bool:
+    """Whether a file is made anew, not written to as it is."""
+    if _open_already(path) is not None:
+        return False
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        return True
+    if stat.S_ISREG(kind):
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return True
+    if not (stat.S_ISFIFO(kind) or stat.S_ISCHR(kind)):
+        raise error(f"cannot write {path}: it is {_kind(kind)}; name a file")
+    return False
 
 
 @contextmanager
 def _beside(target: Path) -> Iterator[IO[bytes]]:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".{os.getpid()}.{token_hex(4)}.partial")
     try:
         with partial.open("xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         if target.exists():
-            partial.chmod(stat.S_IMODE(target.stat().st_mode))
+            before = target.stat()
+            with suppress(OSError):  # another's file stays another's, where that is allowed
+                os.chown(partial, before.st_uid, before.st_gid)
+            partial.chmod(stat.S_IMODE(before.st_mode))
         partial.replace(target)
     finally:
         with suppress(OSError):  # what hindered writing may hinder this too
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _through(path: Path) -> Iterator[IO[bytes]]:
+    own = _open_already(path)
+    if own is not None:
+        handle = os.dup(own)  # opened anew, a file would be written from its beginning
+    else:
+        # without O_NONBLOCK a pipe would wait for somebody to read from it
+        handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        os.set_blocking(handle, True)
+    with open(handle, "wb") as stream:  # noqa: PTH123 - a descriptor
+        yield stream
+
+
+def _open_already(path: Path) -> int | None:
+    """Return the descriptor that a path stands for."""
+    found = _DESCRIPTOR.fullmatch(str(path))
+    return (int(found[1]) if found[1] else _STANDARD[found[0]]) if found else None
+
+
+def _unwritten(path: Path, exc: OSError) -> str:
+    if exc.errno == errno.ENXIO and path.is_fifo():
+        return "nobody reads from this pipe; start its reader first"
+    return reason(exc)
 
 
 def write_text(path: Path, text: str, error: type[OmniregError] = ConfigError) -> None:

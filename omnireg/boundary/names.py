@@ -30,11 +30,8 @@ def relative(name: object, where: object, error: type[OmniregError] = Checkpoint
     Raises:
         OmniregError: of the class ``error``; says what is wrong with the name.
     """
-    wrong = _wrong(name)
-    if wrong:
-        raise error(
-            f"{where} names the file {_short(name)}, which {wrong}; do not trust where it came from"
-        )
+    if said := fault(name):
+        raise error(f"{where} names the file {said}; do not trust where it came from")
     return str(name)
 
 
@@ -44,10 +41,9 @@ def part(name: object, where: object, error: type[OmniregError] = CheckpointErro
     Raises:
         OmniregError: of the class ``error``; says what is wrong with the name.
     """
-    found = relative(name, where, error)
-    if "/" in found:
-        raise error(f"{where} names {_short(name)}, which is a path; a plain name is expected")
-    return found
+    if said := fault(name, alone=True):
+        raise error(f"{where} names the file {said}; do not trust where it came from")
+    return str(name)
 
 
 def place(
@@ -108,6 +104,17 @@ def _above(name: str) -> Iterator[str]:
     while "/" in name:
         name = name.rpartition("/")[0]
         yield name
+
+
+def fault(name: object, *, alone: bool = False) -> str | None:
+    """Return a name and what is wrong with it, None if it stays below its folder.
+
+    ``alone`` also takes a ``/`` for wrong.
+    """
+    wrong = _wrong(name)
+    if wrong is None and alone and "/" in str(name):
+        wrong = "is a path where a plain name is expected"
+    return f"{_short(name)}, which {wrong}" if wrong else None
 
 
 def _wrong(name: object) -> str | None:

@@ -2,13 +2,25 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import click
 
 from omnireg import __version__
-from omnireg.cli.output import Settings, common_options
+from omnireg.cli.endings import exit_code_of, own_streams, terminable
+from omnireg.cli.output import (
+    Settings,
+    check_printed,
+    common_options,
+    complain,
+    echo,
+    explain_usage,
+    flush,
+    listen,
+)
 from omnireg.errors import OmniregError, did_you_mean
 
 #: command → (module, one line of help), so that --help imports none of them
@@ -45,8 +57,34 @@ COMMANDS = {
 }
 
 
+class _Passed(Exception):
+    """What click is not to see: it takes an end of file, or a broken pipe, for the user's doing."""
+
+    def __init__(self, what: BaseException) -> None:
+        super().__init__(what)
+        self.what = what
+
+
+@contextmanager
+def _past_click() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, KeyboardInterrupt, OSError) as exc:
+        raise _Passed(exc) from exc
+
+
 class LazyGroup(click.Group):
     """A group whose commands live in modules of their own."""
+
+    @_past_click()
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        """Parse what stands before the command's name."""
+        return super().make_context(*args, **more)
+
+    @_past_click()
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order of the story they tell."""
@@ -85,29 +123,49 @@ def cli(ctx: click.Context) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return 0 when done, 1 when it failed, 2 on wrong usage."""
     settings = Settings()
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    logging.addLevelName(logging.WARNING, "warning")
+    listen()
     # of an interrupt amid a transaction it would print a traceback; the transaction is taken back
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     try:
-        code = cli.main(args=arguments, obj=settings, standalone_mode=False)
+        with terminable():
+            code = _called(arguments, settings)
+            flush()
     except click.ClickException as exc:
-        exc.show()
+        explain_usage(exc)
         return exc.exit_code
-    except click.exceptions.Exit as exc:
-        return exc.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as exc:
         more = "; the same command goes on with what is finished" if settings.goes_on else ""
-        click.echo(f"interrupted{more}", err=True)
-        return 130
+        echo(f"interrupted{more}", err=True)
+        return exit_code_of(exc)
     except OmniregError as exc:
         if settings.traceback:
             raise
-        click.echo(f"error: {exc}", err=True)
+        complain(exc)
         return 1
-    return code if isinstance(code, int) else 0
+    return code
+
+
+def _called(arguments: Sequence[str] | None, settings: Settings) -> int:
+    """Return the exit code of a command.
+
+    Raises:
+        NotPrinted: what click itself printed, such as help, did not leave.
+    """
+    try:
+        code = cli.main(args=arguments, obj=settings, standalone_mode=False)
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except _Passed as exc:
+        passed = exc.what
+    else:
+        return code if isinstance(code, int) else 0
+    if isinstance(passed, OSError):
+        check_printed(passed)
+    raise passed
 
 
 def console() -> None:
     """Entry point of the console scripts."""
-    sys.exit(main())
+    with own_streams():
+        code = main()
+    sys.exit(code)

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from omnireg.cli.files import check_files
 from omnireg.cli.output import (
     Settings,
-    check_files,
     common_options,
+    echo,
     hint,
     print_json,
     print_table,
@@ -72,15 +73,15 @@ def _print_shift(found: "Shift") -> None:
                   for m in found.models],
     )  # fmt: skip
     if found.pairs:
-        click.echo()
+        echo()
         rows = [
             (" · ".join(p.models), p.cosine,
              "" if p.sign_agreement is None else f"{p.sign_agreement:.1%}")
             for p in found.pairs
         ]  # fmt: skip
         print_table(("pair", "cosine", "same sign"), rows)
-        click.echo(f"\nelements in conflict: {found.conflict:.1%} of those that any model moves")
-    click.echo()
+        echo(f"\nelements in conflict: {found.conflict:.1%} of those that any model moves")
+    echo()
     modules = sorted(found.models[0].modules, key=lambda m: -found.models[0].modules[m])[:_SHOWN]
     names = tuple(model.name for model in found.models)
     print_table(
@@ -177,19 +178,19 @@ def heads_command(
 
 def _print_heads(found: "Salience", kl: str) -> None:
     if found.accuracy is not None:
-        click.echo(
+        echo(
             f"unmasked: accuracy {found.accuracy:.4f}, of probabilities {found.prob_accuracy:.4f}"
             f" (n = {found.n})\n"
         )
     by = (lambda h: -h.kl_true) if kl == "true" else (lambda h: h.kl_lm_extend)
     heads = sorted(found.heads, key=by)[:_SHOWN]
     _print_some(heads)
-    click.echo(f"\nthe {len(heads)} heads of {len(found.heads)} that change answers most")
+    echo(f"\nthe {len(heads)} heads of {len(found.heads)} that change answers most")
     if found.accuracy is not None:
-        click.echo()
+        echo()
         costly = sorted(found.heads, key=lambda h: h.accuracy or 0.0)[:_COSTLY]
         _print_some(costly)
-        click.echo(f"\nthe {len(costly)} that cost most accuracy")
+        echo(f"\nthe {len(costly)} that cost most accuracy")
 
 
 def _print_some(heads: "Sequence[Head]") -> None:
@@ -256,6 +257,6 @@ def tsne_command(
     print_table(("model", "x", "y", f"‖θ − {found.reference}‖₂"), rows)
     if found.explained:
         first, second = found.explained
-        click.echo(f"\nx has {first:.1%} of the variance, y {second:.1%}")
+        echo(f"\nx has {first:.1%} of the variance, y {second:.1%}")
     if not recorded:
         hint(f"\nnot recorded, since not all of them are; type: {to_type('add', 'FOLDER')}")

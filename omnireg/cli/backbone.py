@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from omnireg.cli.output import Settings, common_options, hint, print_json
+from omnireg.cli.output import Settings, common_options, echo, hint, print_json
 
 
 @click.group("backbone")
@@ -53,7 +53,7 @@ def _print(settings: Settings, report: dict[str, dict[str, object]], said: str) 
         print_json(report)
         return
     tensors = report["tensors"]
-    click.echo(said)
-    click.echo(f"tensors: {tensors['mapped']} mapped, {tensors['carried']} carried")
+    echo(said)
+    echo(f"tensors: {tensors['mapped']} mapped, {tensors['carried']} carried")
     if tensors["absent"]:
         hint(f"absent: {tensors['absent']}")

@@ -5,11 +5,13 @@ from typing import Any
 
 import click
 
+from omnireg.boundary.files import write_text
 from omnireg.cli.evaluate import conduct_of, conduct_options, listed
+from omnireg.cli.files import STDOUT, TextFile, check_files
 from omnireg.cli.output import (
     Settings,
-    check_files,
     common_options,
+    echo,
     hint,
     print_json,
     print_table,
@@ -36,7 +38,7 @@ _SHOWN = 10
 )
 @click.option("--tasks", metavar="T,…", help="Score by tasks, as omnireg eval does.")
 @click.option("--evaluator", metavar="NAME", help="Who measures them.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the chosen recipe here.")
+@click.option("--out", type=TextFile(), help="Write the chosen recipe here; - is stdout.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw a heat map here.")
 @click.option(
     "--surface", type=click.Path(path_type=Path), help="Keep finished trials here, and go on."
@@ -74,7 +76,7 @@ def calibrate_command(
     """
     from omnireg.workflows import calibrate, parse_grid
 
-    if out is not None and out.exists():
+    if out not in (None, STDOUT) and out.is_file():
         raise ConfigError(f"{out} exists; choose another file for the recipe")
     check_files(out, surface, plot=plot)
     with progress_bar(settings.quiet) as progress:
@@ -92,13 +94,13 @@ def calibrate_command(
         from omnireg.workflows.charts import surface as draw
 
         draw(found.trials, plot, found.criterion)
-    if out is not None:
-        try:
-            out.write_text(found.text, encoding="utf-8")
-        except OSError as exc:
-            raise ConfigError(f"cannot write {out}: {exc.strerror}") from exc
+    if out is not None and out != STDOUT:
+        write_text(out, found.text)
     if settings.as_json:
         print_json(found.to_json())
+        return
+    if out == STDOUT:
+        echo(found.text, nl=False)
         return
     names = list(found.trials[0].point)
     senses = list(found.trials[0].values)
@@ -107,8 +109,8 @@ def calibrate_command(
         for t in found.trials[:_SHOWN]
     ]
     print_table((*names, *(s or found.criterion for s in senses), "mean"), rows)
-    click.echo(f"\nthe best {len(rows)} of {len(found.trials)} by {found.criterion}; chosen:\n")
-    click.echo(found.text.rstrip())
+    echo(f"\nthe best {len(rows)} of {len(found.trials)} by {found.criterion}; chosen:\n")
+    echo(found.text.rstrip())
     if out is None:
         hint("\nto keep the recipe: --out RECIPE.yml")
     else:

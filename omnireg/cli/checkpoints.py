@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omnireg.cli.output import Settings, common_options, hint, print_json, print_table
+from omnireg.boundary.text import shown
+from omnireg.cli.output import Settings, common_options, echo, hint, print_json, print_table
 from omnireg.errors import to_type
 
 if TYPE_CHECKING:
     from omnireg.registry import Checkpoint, Run
 
+#: notes and details may be long; --json has all of them
+_LONGEST_FACT = 4000
 KINDS = ("base", "finetuned", "merged", "package")
 
 
@@ -54,7 +57,7 @@ def add_command(
     if settings.as_json:
         print_json(record.to_json())
     else:
-        click.echo(f"{record.name}: {record.kind} {(record.fingerprint or '')[:12]}")
+        echo(f"{record.name}: {record.kind} {(record.fingerprint or '')[:12]}")
         hint(f"next: {to_type('lineage', record.name)}")
 
 
@@ -120,7 +123,7 @@ def show_command(settings: Settings, name: str) -> None:
         return
     _print_record(record, run)
     for publication in published:
-        click.echo(f"{'published':<13}{publication.repo}@{publication.commit[:12]}")
+        echo(_fact("published", f"{publication.repo}@{publication.commit[:12]}"))
 
 
 def _print_record(record: "Checkpoint", run: "Run | None") -> None:
@@ -128,13 +131,18 @@ def _print_record(record: "Checkpoint", run: "Run | None") -> None:
     for key, value in facts.items():
         if value:
             text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
-            click.echo(f"{key:<13}{', '.join(text) if isinstance(text, list) else text}")
+            echo(_fact(key, ", ".join(text) if isinstance(text, list) else str(text)))
     for parent in record.parents:
         weight = "" if parent.weight is None else f", weight {parent.weight:g}"
-        click.echo(f"{'parent':<13}{parent.name} ({parent.role}{weight})")
+        echo(_fact("parent", f"{parent.name} ({parent.role}{weight})"))
     if run:
-        click.echo(f"{'run':<13}{run.id} · {run.strategy} · {run.engine} · {run.status}")
-        click.echo(f"{'digest':<13}{run.recipe_digest}")
+        echo(_fact("run", f"{run.id} · {run.strategy} · {run.engine} · {run.status}"))
+        echo(_fact("digest", run.recipe_digest))
+
+
+def _fact(key: str, said: str) -> str:
+    """Return a fact, its further lines set in below the first, so that they are no facts."""
+    return f"{key:<13}" + shown(said, _LONGEST_FACT).replace("\n", "\n" + " " * 13)
 
 
 @click.command("lineage")
@@ -190,6 +198,6 @@ def lineage_command(
     if settings.as_json or drawing == "json":
         print_json(family.to_json())
     else:
-        click.echo(render(family, Drawing(drawing)).rstrip("\n"))
+        echo(render(family, Drawing(drawing)).rstrip("\n"))
     if family.truncated:
         hint(f"there are more: raise --limit, or go on with --offset {offset + limit}")

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omnireg.cli.output import Settings, common_options, hint, print_json, print_table
+from omnireg.cli.files import STDOUT, TextFile
+from omnireg.cli.output import Settings, common_options, echo, hint, print_json, print_table, short
 from omnireg.errors import to_type
 
 if TYPE_CHECKING:
@@ -40,19 +41,19 @@ def apply_command(settings: Settings, files: tuple[Path, ...], dry_run: bool) ->
 
 def _print_changes(changes: "Changes") -> None:
     if not changes.total:
-        click.echo("no changes")
+        echo("no changes")
         return
     for event in changes.listed:
         sign, colour = _SIGNS[str(event.action)]
-        click.echo(click.style(f"{sign} {_described(event)}", fg=colour))
+        echo(f"{sign} {short(_described(event))}", fg=colour)
     if changes.total > len(changes.listed):
-        click.echo(f"… and {changes.total - len(changes.listed)} more")
+        echo(f"… and {changes.total - len(changes.listed)} more")
     counts = (
         f"{_SIGNS[action][0]}{number} {kind}{'s' if number > 1 else ''}"
         for action, kinds in changes.counts.items()
         for kind, number in kinds.items()
     )
-    click.echo(", ".join(counts))
+    echo(", ".join(counts))
 
 
 def _described(event: "Event") -> str:
@@ -71,9 +72,9 @@ def _short(value: Any) -> str:
 @click.command("export")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=TextFile(),
     metavar="FILE",
-    help="Write to FILE: YAML, or JSON Lines if it ends in .jsonl [default: YAML on stdout].",
+    help="Write to FILE: YAML, or JSON Lines if it ends in .jsonl [default: -, YAML on stdout].",
 )
 @common_options
 @click.pass_obj
@@ -82,13 +83,13 @@ def export_command(settings: Settings, out: Path | None) -> None:
     from omnireg.registry.declare import exporting
 
     with settings.open_registry() as book:
-        if out is not None:
+        if out not in (None, STDOUT):
             book.export(out)
             hint(f"exported to {out}")
         elif settings.as_json:
             print_json(exporting.document(book.items()))
         else:
-            click.echo(exporting.as_yaml(book.items()), nl=False)
+            echo(exporting.as_yaml(book.items()), nl=False)
 
 
 @click.command("events")
@@ -116,15 +117,22 @@ def events_command(settings: Settings, name: str | None, limit: int) -> None:
 @click.option(
     "--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="At most."
 )
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Give up after so many seconds.",
+)
 @common_options
 @click.pass_obj
-def sql_command(settings: Settings, query: str, limit: int) -> None:
+def sql_command(settings: Settings, query: str, limit: int, timeout: float) -> None:
     """Answer a SELECT over the views v_checkpoints, v_scores, v_parents, … and never write."""
     with settings.open_registry() as book:
-        answer = book.sql(query, limit=limit)
+        answer = book.sql(query, limit=limit, timeout=timeout)
     if settings.as_json:
         print_json(answer.to_json())
-        return
-    print_table(answer.columns, answer.rows)
+    else:
+        print_table(answer.columns, answer.rows)
     if answer.truncated:
         hint(f"only the first {limit} rows; raise --limit for more")

@@ -8,6 +8,7 @@ import click
 from omnireg.cli.output import (
     Settings,
     common_options,
+    echo,
     hint,
     print_json,
     print_table,
@@ -45,20 +46,20 @@ def demo_command(settings: Settings, folder: Path, items: int | None) -> None:
 
 def _print_story(story: "Story") -> None:
     senses = list(story.hosts_on_base_tasks)
-    click.echo("How much of each model's own score is kept (exact match ± standard error):\n")
+    echo("How much of each model's own score is kept (exact match ± standard error):\n")
     print_table(
         ("language model in the host", *senses, "mean retention", "base tasks"),
         [_cells(row, story) for row in story.rows],
     )
     lost = ", ".join(f"{s} {_share(c)}" for s, c in story.hosts_on_base_tasks.items())
     count = story.base.n
-    click.echo(f"\nBase tasks, n = {count}: the base {_share(story.base)}; the hosts' own {lost}.")
+    echo(f"\nBase tasks, n = {count}: the base {_share(story.base)}; the hosts' own {lost}.")
     asked = ", ".join(
         f"{pair} {_share(score)} (chance {story.chance[pair]:.2f})"
         for pair, score in story.pairs.items()
     )
-    click.echo(f"\nQuestions about two senses at once, never trained together: {asked}.")
-    click.echo(f"\nWhat mmer-image was made of:\n\n{story.lineage.rstrip()}")
+    echo(f"\nQuestions about two senses at once, never trained together: {asked}.")
+    echo(f"\nWhat mmer-image was made of:\n\n{story.lineage.rstrip()}")
     hint(
         f"\nnext: cd {story.folder} && omnireg list\n"
         "      omnireg lineage base --direction down\n"

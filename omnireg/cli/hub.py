@@ -6,8 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from omnireg.boundary.text import shown
-from omnireg.cli.output import Settings, common_options, hint, print_json, print_table
+from omnireg.boundary.text import brief
+from omnireg.cli.output import (
+    Settings,
+    common_options,
+    confirm,
+    echo,
+    hint,
+    print_json,
+    print_table,
+    warn,
+)
 from omnireg.errors import to_type
 
 if TYPE_CHECKING:
@@ -15,6 +24,8 @@ if TYPE_CHECKING:
 
 #: how often to show a new plan when somebody commits meanwhile
 _ATTEMPTS = 3
+#: of a card's changes so many characters are shown
+_LONGEST_CARD = 20_000
 
 
 @click.command("publish")
@@ -85,32 +96,30 @@ def publish_command(
         return
     if not made.files:
         made_too = "" if plan.branch_exists else f"; the branch {branch} was made"
-        click.echo(f"{repo} holds all of it already: nothing was committed{made_too}")
+        echo(f"{repo} holds all of it already: nothing was committed{made_too}")
         return
-    click.echo(made.pull_request or made.url)
+    echo(made.pull_request or made.url)
     hint(f"next: {to_type('show', name)}")
 
 
 def _show(plan: "PublicationPlan") -> None:
     print_table(
         ("file", "", "bytes"),
-        [(shown(item.path), str(item.state), f"{item.size:,}") for item in plan.items],
+        [(item.path, str(item.state), f"{item.size:,}") for item in plan.items],
     )
     where = plan.repo if plan.branch == "main" else f"{plan.repo} ({plan.branch})"
     seen = "private" if plan.private else "public"
     there = "" if plan.head else ", which will be made"
     size = sum(item.size for item in plan.changes)
-    click.echo(f"\n{len(plan.changes)} files, {size:,} bytes, to the {seen} {where}{there}")
+    echo(f"\n{len(plan.changes)} files, {size:,} bytes, to the {seen} {where}{there}")
     if plan.card_diff:
-        click.echo(f"\n{shown(plan.card_diff.rstrip())}")
+        echo(f"\n{brief(plan.card_diff.rstrip(), longest=_LONGEST_CARD)}")
     for warning in plan.warnings:
-        click.echo(f"warning: {shown(warning)}", err=True)
+        warn(warning)
 
 
 def _ask(plan: "PublicationPlan") -> None:
-    if not sys.stdin.isatty():
-        raise click.UsageError("nobody is there to confirm this: add --yes, or --dry-run to look")
-    click.confirm(f"Publish {plan.name} to {plan.repo}?", abort=True, err=True)
+    confirm(f"Publish {plan.name} to {plan.repo}?")
 
 
 @click.command("pull")
@@ -158,12 +167,12 @@ def pull_command(
             trust_remote_code=trust_remote_code,
         )
     for warning in found.warnings:
-        click.echo(f"warning: {shown(warning)}", err=True)
+        warn(warning)
     if settings.as_json:
         print_json(found.to_json())
         return
     where = f", {found.files} files in {found.folder}" if found.folder else ""
     known = f"recorded {', '.join(found.recorded)}" if found.recorded else "all of it was known"
     weights = found.fingerprint[:12] if found.fingerprint else "no fingerprint"
-    click.echo(f"{found.name}: {weights}{where}; {known}")
+    echo(f"{found.name}: {weights}{where}; {known}")
     hint(f"next: {to_type('lineage', found.name)}")

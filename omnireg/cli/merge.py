@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from omnireg.cli.output import (
-    Settings,
-    common_options,
-    hint,
-    interrupted_after,
-    print_json,
-    progress_bar,
-)
+from omnireg.cli.endings import interrupted_after
+from omnireg.cli.output import Settings, common_options, echo, hint, print_json, progress_bar, warn
 from omnireg.errors import to_type
 
 if TYPE_CHECKING:
@@ -145,7 +139,7 @@ def merge_command(
         print_json(receipt.to_json())
         return
     resumed = f", {receipt.resumed_shards} files kept" if receipt.resumed_shards else ""
-    click.echo(
+    echo(
         f"{receipt.out}: {receipt.fingerprint[:12]} in {receipt.seconds:.1f} s by the"
         f" {receipt.engine} engine{resumed}"
     )
@@ -171,12 +165,12 @@ def mergekit_command(ctx: click.Context, tool: str, arguments: tuple[str, ...]) 
     from omnireg.host import PluginHost
 
     if tool in ("-h", "--help"):
-        click.echo(ctx.get_help())
+        echo(ctx.get_help())
         return
     host = PluginHost()
     advice = advise(tool, arguments, host)
     for warning in advice.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        warn(warning)
     run_tool(tool, list(arguments), host)
     if advice.next_step:
         hint(f"not recorded; to record it: {advice.next_step}")

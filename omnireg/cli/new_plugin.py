@@ -5,7 +5,7 @@ from shlex import quote
 
 import click
 
-from omnireg.cli.output import Settings, common_options, hint, print_json
+from omnireg.cli.output import Settings, common_options, echo, hint, print_json
 from omnireg.errors import to_type
 
 
@@ -27,6 +27,6 @@ def new_plugin_command(settings: Settings, name: str, folder: Path | None) -> No
         print_json({"name": name, "folder": str(place), "files": files})
         return
     for file in files:
-        click.echo(place / file)
+        echo(place / file)
     look = to_type("strategies", "show", name)
     hint(f"\nnext: pip install -e {quote(str(place))} && pytest {quote(str(place))}\n      {look}")

@@ -5,24 +5,27 @@ Data goes to stdout, everything else to stderr.
 
 import json
 import logging
-import signal
+import math
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from io import StringIO
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from omnireg import plots
-from omnireg.errors import ConfigError, did_you_mean
+from omnireg.boundary.files import reason
+from omnireg.boundary.text import brief, json_text, one_line, shown
+from omnireg.errors import ConfigError, OmniregError, did_you_mean
 
 if TYPE_CHECKING:
     from omnireg.registry import Registry
 
 F = TypeVar("F", bound=Callable[..., Any])
+#: a longer value is cut, in a table and wherever else several stand side by side
+LONGEST_VALUE = 400
 
 
 @dataclass
@@ -124,68 +127,188 @@ class DefaultGroup(click.Group):
         return super().parse_args(ctx, args)
 
 
-@contextmanager
-def interrupted_after() -> Iterator[None]:
-    """Put an interrupt off until the block is done; amid an import, libraries swallow it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
+class NotPrinted(OmniregError):
+    """Standard output takes no more."""
 
 
-def check_files(*files: Path | None, plot: Path | None = None) -> None:
-    """Refuse files that could not be written, before the work.
+def echo(text: object = "", *, err: bool = False, nl: bool = True, **style: Any) -> None:
+    """Print text; the one way to stdout and stderr.
+
+    What could move a cursor or turn the reading order is an escape; line breaks and tabs stay.
+
+    Args:
+        text: what to print.
+        err: print it on stderr; what stderr does not take is lost.
+        nl: end it with a line break.
+        style: how a terminal shows it, see :func:`click.style`.
 
     Raises:
-        ConfigError: the folder of one is not there, or the plot cannot be drawn.
+        NotPrinted: stdout is full, closed, or nobody reads it any more.
     """
-    for file in filter(None, (*files, plot)):
-        if not file.absolute().parent.is_dir():
-            raise ConfigError(f"there is no folder {file.parent} for {file.name}; make it first")
-        if file.is_dir():
-            raise ConfigError(f"{file} is a folder; name a file")
-    if plot is not None:
-        plots.check(plot)
+    said = shown(str(text))
+    _write(click.style(said, **style) if style else said, err=err, nl=nl)
+
+
+def _write(text: str, *, err: bool, nl: bool) -> None:
+    try:
+        click.echo(text, err=err, nl=nl)
+    except OSError as exc:
+        if not err:
+            raise _not_printed(exc) from exc
+
+
+def flush() -> None:
+    """Make sure that all that was printed has left.
+
+    Raises:
+        NotPrinted: stdout does not take it.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as exc:
+        raise _not_printed(exc) from exc
+
+
+def check_printed(exc: OSError) -> None:
+    """Tell a failure of printing, such as click's of help, from any other.
+
+    Raises:
+        NotPrinted: it is one.
+    """
+    if any(frame.f_code is click.echo.__code__ for frame, _ in walk_tb(exc.__traceback__)):
+        raise _not_printed(exc) from exc
+
+
+def _not_printed(exc: OSError) -> NotPrinted:
+    gone = isinstance(exc, BrokenPipeError)
+    todo = "who read it has gone" if gone else "send it to a place that takes it"
+    return NotPrinted(f"cannot write to stdout: {reason(exc)}; {todo}")
+
+
+def short(value: object) -> str:
+    """Return a value on one line, cut where it would flood a terminal."""
+    return one_line(str(value), LONGEST_VALUE)
+
+
+def complain(what: object, word: str = "error") -> None:
+    """Print what is wrong as one line on stderr."""
+    echo(f"{word}: {one_line(brief(str(what)), None)}", err=True)
+
+
+def explain_usage(wrong: click.ClickException) -> None:
+    """Print what click says of a wrong command line on stderr."""
+    said = StringIO()
+    wrong.show(said)
+    echo(brief(said.getvalue().rstrip("\n"), longest=20_000), err=True)
+
+
+class _Told(logging.Handler):
+    """Prints what is logged on stderr, a traceback below it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        line, _, more = self.format(record).partition("\nTraceback")
+        complain(line, logging.getLevelName(record.levelno))
+        if more:
+            echo(f"Traceback{more}", err=True)
+
+
+def listen() -> None:
+    """Print warnings of this process, unless somebody listens already."""
+    logging.addLevelName(logging.WARNING, "warning")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_Told()])
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """Print one JSON document on stdout.
+
+    Raises:
+        ConfigError: it holds what JSON cannot say.
+    """
+    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower() in ("utf-8", "utf8")
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=not utf8, allow_nan=False)
+    except ValueError as exc:
+        where = _unspeakable(value)
+        if where is None:
+            raise
+        raise ConfigError(f"JSON has no word for {where}; leave out --json to see it") from exc
+    except RecursionError as exc:
+        raise ConfigError("the answer is nested too deeply for --json; leave it out") from exc
+    echo(json_text(text))
+
+
+def _unspeakable(value: Any, path: str = "") -> str | None:
+    """Return the first infinity or NaN in a value, and where it is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} ({path.lstrip('.') or 'the answer'})"
+    if isinstance(value, dict):
+        parts = [(f"{path}.{key}", each) for key, each in value.items()]
+    else:
+        parts = [(f"{path}[{i}]", e) for i, e in enumerate(value)] if _is_list(value) else []
+    return next(filter(None, (_unspeakable(each, at) for at, each in parts)), None)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print aligned columns on stdout, numbers to the right."""
-    from rich.console import Console
+    """Print aligned columns on stdout, numbers to the right, every value on one line."""
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         numeric = any(isinstance(row[index], int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(
+            Text(short(column)), justify="right" if numeric else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
-    console.print(table)
+    print_drawn(table, width=None if sys.stdout.isatty() else 200)
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else short(value)
+
+
+def print_drawn(drawing: Any, *, width: int | None = None, soft_wrap: bool = False) -> None:
+    """Print what rich draws on stdout; the texts in it went through :func:`short`."""
+    from rich.console import Console
+
+    drawn = StringIO()
+    console = Console(
+        file=drawn, force_terminal=sys.stdout.isatty(), width=width, highlight=False,
+        markup=False, emoji=False,
+    )  # fmt: skip
+    console.print(drawing, soft_wrap=soft_wrap)
+    _write(drawn.getvalue(), err=False, nl=False)
 
 
 def hint(message: str) -> None:
     """Say something helpful on stderr, unless asked to be quiet."""
     if not click.get_current_context().ensure_object(Settings).quiet:
-        click.echo(message, err=True)
+        echo(brief(message), err=True)
+
+
+def warn(message: str) -> None:
+    """Say on stderr that something may not be as it should."""
+    complain(message, "warning")
+
+
+def confirm(question: str) -> None:
+    """Ask whether to go on.
+
+    Raises:
+        click.Abort: no.
+        click.UsageError: nobody is there to say so.
+    """
+    if not sys.stdin.isatty():
+        raise click.UsageError("nobody is there to confirm this: add --yes, or --dry-run to look")
+    click.confirm(short(question), abort=True, err=True)
 
 
 @contextmanager
@@ -206,8 +329,8 @@ def progress_bar(quiet: bool, *, at_once: bool = True) -> Iterator[Callable[...,
         TransferSpeedColumn,
     )
 
-    head = (TextColumn("{task.description:>10}"), BarColumn())
-    tail = (TimeElapsedColumn(), TextColumn("{task.fields[detail]}"))
+    head = (TextColumn("{task.description:>10}", markup=False), BarColumn())
+    tail = (TimeElapsedColumn(), TextColumn("{task.fields[detail]}", markup=False))
     console = Console(stderr=True)
     hidden = quiet or not sys.stderr.isatty()
     counted = Progress(*head, MofNCompleteColumn(), *tail, console=console, transient=True)
@@ -227,7 +350,10 @@ def progress_bar(quiet: bool, *, at_once: bool = True) -> Iterator[Callable[...,
 
     def update(stage: str, done: int, total: int, detail: str = "") -> None:
         bar = written if stage == "writing" else counted
-        bar.update(show(bar), description=stage, completed=done, total=total, detail=detail)
+        bar.update(
+            show(bar), description=one_line(stage, 20), completed=done, total=total,
+            detail=one_line(detail, 60),
+        )  # fmt: skip
 
     if at_once:
         show(counted)

@@ -6,11 +6,21 @@ from typing import TYPE_CHECKING
 import click
 
 from omnireg.cli.merge import engine_option, plugin_option, plugins
-from omnireg.cli.output import Settings, common_options, hint, print_json, progress_bar
+from omnireg.cli.output import (
+    Settings,
+    common_options,
+    echo,
+    hint,
+    print_drawn,
+    print_json,
+    progress_bar,
+    short,
+)
 from omnireg.errors import to_type
 
 if TYPE_CHECKING:
     from omnireg.engine.outlook import Outlook
+    from omnireg.engine.verifying import Verdict
 
 
 @click.command("plan")
@@ -36,7 +46,6 @@ def plan_command(
 
 
 def _print(found: "Outlook", *, tensors: bool) -> None:
-    from rich.console import Console
     from rich.filesize import decimal
     from rich.tree import Tree
 
@@ -46,13 +55,13 @@ def _print(found: "Outlook", *, tensors: bool) -> None:
     inputs = top.add("inputs")
     for item in data["inputs"]:
         known = f", fingerprint {item['fingerprint'][:12]}" if item["fingerprint"] else ""
-        inputs.add(f"{item['ref']} ({item['role']}{known})")
+        inputs.add(f"{short(item['ref'])} ({item['role']}{known})")
     top.add(
         f"tensors: {counts['merged']} merged ({counts['fused']} by a compiled pass),"
         f" {counts['carried']} carried, {len(counts['absent'])} absent"
     )
     for name in counts["absent"]:
-        top.children[-1].add(name)
+        top.children[-1].add(short(name))
     size = decimal(data["output"]["bytes"])
     files = top.add(
         f"output: {size} in {data['output']['shards']} files"
@@ -64,12 +73,13 @@ def _print(found: "Outlook", *, tensors: bool) -> None:
             f"{file['name']}: {decimal(file['bytes'])}, {len(file['tensors'])} tensors"
         )
         for tensor in file["tensors"] if tensors else ():
-            made = ", ".join(f"{ref}: {name}" for ref, name in tensor["inputs"].items())
+            made = ", ".join(f"{short(r)}: {short(name)}" for r, name in tensor["inputs"].items())
             branch.add(
-                f"{tensor['name']} {tensor['dtype']} @{tensor['offset']}: {made or 'carried'}"
+                f"{short(tensor['name'])} {tensor['dtype']} @{tensor['offset']}:"
+                f" {made or 'carried'}"
             )
     top.add(f"memory: about {decimal(data['peak_memory_bytes'])} at most")
-    Console(highlight=False, markup=False, soft_wrap=True).print(top)
+    print_drawn(top, soft_wrap=True)
 
 
 @click.command("verify")
@@ -79,7 +89,10 @@ def _print(found: "Outlook", *, tensors: bool) -> None:
 @common_options
 @click.pass_obj
 def verify_command(settings: Settings, name: str, rerun: bool, plugin_file: Path | None) -> None:
-    """Compare the files of NAME with the fingerprint that was recorded; exit 1 if they differ."""
+    """Compare all files of NAME with what was recorded; exit 1 if they differ.
+
+    The weights have the fingerprint; config, tokenizer and the like are compared one by one.
+    """
     from omnireg.engine.verifying import verify
 
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
@@ -89,15 +102,25 @@ def verify_command(settings: Settings, name: str, rerun: bool, plugin_file: Path
         print_json(verdict.to_json())
     else:
         what = "merged again" if rerun else "the files"
-        said = "as recorded" if verdict.ok else f"NOT as recorded, {verdict.expected}"
-        click.echo(f"{verdict.name}: {what}: {verdict.found}: {said}")
+        same = verdict.found == verdict.expected
+        said = "as recorded" if same else f"NOT as recorded, {verdict.expected}"
+        echo(f"{verdict.name}: {what}: {verdict.found}: {said}")
+        for change in verdict.files:
+            echo(f"{verdict.name}: {change}")
     if not verdict.ok:
-        hint(
-            "next: omnireg lineage shows what it was made of; --rerun tells whether merging again"
-            " gives the recorded bytes"
-            if not rerun
-            else f"{verdict.other_plugin}: find the old one, and name it with --plugin"
-            if verdict.other_plugin
-            else "next: compare the versions in its omnireg.json with those installed"
-        )
+        hint(_advice(verdict, rerun))
         raise click.exceptions.Exit(1)
+
+
+def _advice(verdict: "Verdict", rerun: bool) -> str:
+    if rerun and verdict.other_plugin:
+        return f"{verdict.other_plugin}: find the old one, and name it with --plugin"
+    if rerun:
+        return "next: compare the versions in its omnireg.json with those installed"
+    if verdict.found == verdict.expected:
+        again = to_type("add", "FOLDER", "--name", verdict.name)
+        return f"the weights are as recorded; if the other changes are yours, record them: {again}"
+    return (
+        "next: omnireg lineage shows what it was made of; --rerun tells whether merging again gives"
+        " the recorded bytes"
+    )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from omnireg.cli.output import Settings, check_files, common_options, hint, print_json
+from omnireg.cli.files import STDOUT, TextFile, check_files
+from omnireg.cli.output import Settings, common_options, echo, hint, print_json
 
 _FILE = click.Path(path_type=Path)
 
@@ -13,7 +14,7 @@ _FILE = click.Path(path_type=Path)
 @click.argument("name")
 @click.option("--format", "form", type=click.Choice(["md", "html"]), default="md",
               show_default=True, help="Markdown, or one HTML file.")  # fmt: skip
-@click.option("--out", type=_FILE, help="Write it here [default: stdout].")
+@click.option("--out", type=TextFile(), help="Write it here [default: -, stdout].")
 @click.option("--plot", type=_FILE, help="Draw retention by ability here.")
 @click.option("--source", help="Only scores whose source, or evaluator, holds this text.")
 @common_options
@@ -30,12 +31,13 @@ def report_command(
     from omnireg.workflows.reporting import report, write
 
     check_files(out, plot=plot)
+    file = None if out == STDOUT else out
     with settings.open_registry() as book:
         found = report(book, name, source=source)
-    text = write(found, out, form, plot)
+    text = write(found, file, form, plot)
     if settings.as_json:
         print_json(found.to_json())
-    elif out is None:
-        click.echo(text.rstrip())
+    elif file is None:
+        echo(text.rstrip())
     else:
         hint(f"written to {out}")

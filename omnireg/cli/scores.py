@@ -9,6 +9,7 @@ from omnireg.cli.output import (
     DefaultGroup,
     Settings,
     common_options,
+    echo,
     hint,
     print_json,
     print_table,
@@ -134,7 +135,7 @@ def add_score(
     if settings.as_json:
         print_json([score.to_json()])
     else:
-        click.echo(f"{score.checkpoint}: {benchmark} {metric} = {value:g}")
+        echo(f"{score.checkpoint}: {benchmark} {metric} = {value:g}")
 
 
 @scores_command.command("import")

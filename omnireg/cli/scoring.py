@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from omnireg.cli.output import Settings, common_options, hint, print_json, print_table
+from omnireg.cli.output import Settings, common_options, echo, hint, print_json, print_table
 from omnireg.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -80,10 +80,10 @@ def _print_comparison(compared: "Comparison") -> None:
         for row in compared.rows
     ]
     print_table(columns, rows)
-    click.echo()
+    echo()
     for name, mean in compared.mean.items():
         relative = "" if mean.relative is None else f", {mean.relative:+.1%} of the reference"
-        click.echo(f"{name}: mean gain {mean.delta:+.4g} points{relative}")
+        echo(f"{name}: mean gain {mean.delta:+.4g} points{relative}")
 
 
 def _cell(row: "Row", value: "Compared | None") -> str:
@@ -126,7 +126,7 @@ def check_command(settings: Settings, name: str, changed: tuple[str, ...]) -> No
         rows = [(s.signature, s.benchmark, s.observed, s.threshold, s.against) for s in found]
         print_table(columns, rows)
     else:
-        click.echo(f"{name}: no signature of failure")
+        echo(f"{name}: no signature of failure")
     if found:
         raise click.exceptions.Exit(1)
 

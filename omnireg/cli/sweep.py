@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omnireg.cli.evaluate import conduct_of, conduct_options, listed
+from omnireg.cli.files import check_files
 from omnireg.cli.output import (
     Settings,
-    check_files,
     common_options,
+    echo,
     hint,
     print_json,
     print_table,
@@ -93,8 +94,8 @@ def _show_preview(settings: Settings, seen: "Preview") -> None:
         print_json({**vars(seen), "names": list(seen.names)})
         return
     for name in seen.names:
-        click.echo(name)
-    click.echo(
+        echo(name)
+    echo(
         f"\n{len(seen.names)} merges, {seen.together} at a time; {seen.bytes_each / 1e9:.2f} GB"
         f" each, {seen.most_bytes / 1e9:.2f} GB at most at once"
     )

@@ -16,18 +16,17 @@ from huggingface_hub import errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from omnireg import __version__
-from omnireg.boundary.text import shown
+from omnireg.boundary.files import reason
 from omnireg.errors import OmniregError, PublishError, to_type
 
 TIMEOUT_VARIABLE = "OMNIREG_HUB_TIMEOUT"
+#: what this machine says of its files and disks, not of the network
+_OF_FILES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
 LOG_IN = "log in with hf auth login, or set HF_TOKEN to a token that may write"
 _TIMEOUT = 60.0
-#: what this machine says, not the network
-_LOCAL = {
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
-    errno.EIO, errno.EMFILE, errno.ENFILE, errno.EISDIR, errno.ENOTDIR, errno.EFBIG, errno.ELOOP,
-    errno.EILSEQ,
-}  # fmt: skip
 
 
 def timeout() -> float:
@@ -119,17 +118,14 @@ def translated(repo: str, doing: str) -> Iterator[None]:
             f" {TIMEOUT_VARIABLE}"
         ) from exc
     except (RecursionError, ValueError) as exc:
-        # JSON that is damaged or nested too deeply, or names that the client refuses
         raise PublishError(
-            f"{doing} {repo}: what the Hub answered cannot be read ({type(exc).__name__}); try"
-            " again later, and look at $HF_ENDPOINT if it is set"
+            f"{doing} {repo}: what the Hub sent cannot be understood ({type(exc).__name__}); look"
+            " at its files on the Hub, or try again later"
         ) from exc
     except (httpx2.HTTPError, OSError, RuntimeError) as exc:
-        if isinstance(exc, OSError) and exc.errno in _LOCAL:
-            where = f" {shown(str(exc.filename), 200)}" if exc.filename else ""
-            raise PublishError(
-                f"{doing} {repo}: cannot write{where}: {exc.strerror}; mend that and try again"
-            ) from exc
+        if isinstance(exc, OSError) and exc.errno in _OF_FILES:
+            file = f"{exc.filename}: " if exc.filename else ""
+            raise PublishError(f"{doing} {repo}: {file}{reason(exc)}; mend that here") from exc
         kept = ": what was uploaded is not sent twice" if doing.startswith("publish") else ""
         raise PublishError(
             f"{doing} {repo}: the connection to the Hub broke ({type(exc).__name__}); look at the"

@@ -102,10 +102,11 @@ class Registry:
         parents: Iterable[Parent] = (),
         strategy: str | None = None,
         notes: str | None = None,
+        files: Mapping[str, str] | None = None,
     ) -> Checkpoint:
         """Record a checkpoint with recorded parents, or add what was missing about a known one."""
         said = recording.facts(
-            name, kind, fingerprint, source, modalities, parents, strategy, notes
+            name, kind, fingerprint, source, modalities, parents, strategy, notes, files
         )
         with self._database.writing() as session:
             row = recording.record(session, said, create_parents=False)
@@ -391,10 +392,11 @@ class Registry:
         parents: Iterable[Parent] = (),
         strategy: str | None = None,
         notes: str | None = None,
+        files: Mapping[str, str] | None = None,
     ) -> Checkpoint:
         """Record what a run made, with parents nobody recorded yet, in one transaction."""
         said = recording.facts(
-            name, kind, fingerprint, source, modalities, parents, strategy, notes
+            name, kind, fingerprint, source, modalities, parents, strategy, notes, files
         )
         with self._database.writing() as session:
             return checkpoints.to_checkpoint(runs.finish(session, run_id, said))
@@ -486,11 +488,21 @@ class Registry:
 
         exporting.write(self.items(), Path(out))
 
-    def sql(self, query: str, *, limit: int | None = 1000) -> reading.Answer:
-        """Return what a SELECT over the documented views finds; nothing can be written."""
+    def sql(
+        self,
+        query: str,
+        *,
+        limit: int | None = 1000,
+        timeout: float | None = reading.TIMEOUT,
+    ) -> reading.Answer:
+        """Return what a SELECT over the documented views finds; nothing can be written.
+
+        Raises:
+            RegistryError: the query is refused, or takes longer than `timeout` seconds.
+        """
         most = rules.limit(limit)
         with self._database.reading() as session:
-            return reading.ask(session.connection(), query, most)
+            return reading.ask(session.connection(), query, most, timeout)
 
     def events(self, subject: str | None = None, *, limit: int | None = 100) -> list[Event]:
         """Return who changed what, newest first; of one checkpoint or benchmark if named."""

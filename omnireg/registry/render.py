@@ -4,9 +4,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 
+from omnireg.boundary.text import one_line
 from omnireg.registry.lineage import Edge, Lineage, Node
 from omnireg.registry.picture import picture, relation
 
+#: names that were entered here are shorter
+_LONGEST = 400
 _MERMAID_ESCAPES = str.maketrans(
     {mark: f"#{ord(mark)};" for mark in '#"&<>`;\\'},
 )
@@ -109,4 +112,8 @@ def _describe(node: Node) -> str:
 
 
 def _caption(node: Node) -> list[str]:
-    return [node.name, str(node.kind), *([node.fingerprint[:8]] if node.fingerprint else [])]
+    return [
+        one_line(node.name, _LONGEST),
+        str(node.kind),
+        *([node.fingerprint[:8]] if node.fingerprint else []),
+    ]

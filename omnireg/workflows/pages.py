@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from omnireg.boundary.text import one_line
+
+#: a longer value of a table is cut
+_LONGEST = 400
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
@@ -76,7 +80,7 @@ def as_html(blocks: Sequence[Block], title: str) -> str:
 def _markdown(block: Block) -> str:
     match block:
         case Heading():
-            return f"{'#' * block.level} {block.text}"
+            return f"{'#' * block.level} {one_line(block.text, None)}"
         case Text():
             return block.text
         case Code():
@@ -118,4 +122,4 @@ def _data(cell: Any) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else one_line(str(value), _LONGEST)

@@ -8,6 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from omnireg import plots
+from omnireg.boundary.files import write_text
+from omnireg.boundary.text import shown
 from omnireg.engine.recording import find_record
 from omnireg.errors import ConfigError
 from omnireg.evaluation.abilities import ABILITIES, ability_of
@@ -425,10 +427,8 @@ def write(found: Report, out: Path | None, form: str, plot: Path | None) -> str:
     """
     if plot is not None:
         found.draw(plot)
-    text = found.html() if form == "html" else found.markdown(str(plot) if plot else None)
+    page = found.html() if form == "html" else found.markdown(str(plot) if plot else None)
+    text = shown(page)
     if out is not None:
-        try:
-            out.write_text(text, encoding="utf-8")
-        except OSError as exc:
-            raise ConfigError(f"cannot write {out}: {exc.strerror}") from exc
+        write_text(out, text)
     return text

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session, joinedload, selectinload
 
+from omnireg.boundary.files import replacing
+from omnireg.boundary.text import json_text, shown
 from omnireg.errors import RegistryError
 from omnireg.registry.declare.manifest import VERSION
 from omnireg.registry.tables import (
@@ -24,7 +25,7 @@ from omnireg.registry.tables import (
 _BATCH = 1000
 _SECTIONS = {"analysis": "analyses"}
 _BENCHMARK = ("name", "ability", "metric", "unit", "higher_is_better", "description")
-_CHECKPOINT = ("name", "kind", "fingerprint", "source", "strategy", "notes", "details")
+_CHECKPOINT = ("name", "kind", "fingerprint", "source", "strategy", "notes", "details", "files")
 _RUN = (
     "name", "out", "machine", "started_at", "status", "recipe_text", "recipe_digest", "strategy",
     "strategy_distribution", "strategy_version", "engine", "seed", "parameters", "versions",
@@ -42,19 +43,11 @@ def write(found: Iterable[tuple[str, dict[str, Any]]], path: Path) -> None:
     Raises:
         RegistryError: the file cannot be written; an older one stays as it was.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            if path.suffix in (".jsonl", ".ndjson"):
-                stream.writelines(lines(found))
-            else:
-                stream.write(as_yaml(found))
-        partial.replace(path)
-    except OSError as exc:
-        raise RegistryError(f"cannot write {path}: {exc.strerror}: check the folder") from exc
-    finally:
-        with suppress(OSError):  # what hindered writing may hinder this too
-            partial.unlink(missing_ok=True)
+    with replacing(path, RegistryError) as stream:
+        if path.suffix in (".jsonl", ".ndjson"):
+            stream.writelines(line.encode() for line in lines(found))
+        else:
+            stream.write(as_yaml(found).encode())
 
 
 def items(session: Session) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -92,7 +85,7 @@ def lines(found: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[str]:
     """Yield the lines of a JSON Lines manifest."""
     yield json.dumps({"omnireg": VERSION}) + "\n"
     for kind, fields in found:
-        yield json.dumps({kind: fields}, ensure_ascii=False, allow_nan=False) + "\n"
+        yield json_text(json.dumps({kind: fields}, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def document(found: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
@@ -104,10 +97,21 @@ def document(found: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
 
 
 def as_yaml(found: Iterable[tuple[str, dict[str, Any]]]) -> str:
-    """Return a manifest as YAML."""
+    """Return a manifest as YAML, odd characters in it as escapes."""
     import yaml
 
-    return yaml.safe_dump(document(found), sort_keys=False, allow_unicode=True, width=100)
+    class Dumper(yaml.SafeDumper):
+        """Quotes what holds odd characters, since escapes mean something in quotes alone."""
+
+    def text(dumper: Dumper, value: str) -> yaml.ScalarNode:
+        quoted = None if shown(value) == value else '"'
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, quoted)
+
+    Dumper.add_representer(str, text)
+    written: str = yaml.dump(
+        document(found), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100
+    )
+    return shown(written)
 
 
 def _each(session: Session, query: Any, row: Any = CheckpointRow) -> Iterator[Any]:
@@ -140,8 +144,14 @@ def _checkpoint(row: CheckpointRow) -> dict[str, Any]:
 
 
 def _said(row: Any, fields: Iterable[str]) -> dict[str, Any]:
-    values = {field: _plain(getattr(row, field)) for field in fields}
-    return {field: value for field, value in values.items() if value is not None}
+    said = {}
+    for field in fields:
+        value = _plain(getattr(row, field))
+        if value is not None:
+            said[field] = value
+        elif not type(row).__table__.c[field].nullable:
+            raise ValueError(f"a row without its {field}")
+    return said
 
 
 def _plain(value: Any) -> Any:
