@@ -5,6 +5,8 @@ through :func:`place` alone: relative, below the folder, without a symbolic link
 """
 
 import re
+import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from omnireg.boundary.text import is_plain
@@ -59,6 +61,49 @@ def place(
         if path.is_symlink():
             raise error(f"{path} is a symbolic link; copy the file itself there (named by {where})")
     return path
+
+
+def together(
+    names: Iterable[object], where: object, error: type[OmniregError] = CheckpointError
+) -> list[str]:
+    """Return names of files that can lie in one folder, whatever the file system.
+
+    Raises:
+        OmniregError: of the class ``error``; one of them cannot be (see :func:`relative`), is part
+            of a git repository, is another one's folder, or is another one written in other case.
+    """
+    found = [relative(name, where, error) for name in names]
+    known: dict[str, str] = {}
+    for name in found:
+        folded = _folded(name)
+        if ".git" in folded.split("/"):
+            raise error(f"{where} names {_short(name)}, which would be git's; do not trust it")
+        other = known.setdefault(folded, name)
+        if other is not name:
+            raise error(
+                f"{where} names both {_short(other)} and {_short(name)}, which are one file on some"
+                " systems; rename one of them"
+            )
+    for folded, name in known.items():
+        above = next((each for each in _above(folded) if each in known), None)
+        if above is not None:
+            raise error(
+                f"{where} names {_short(known[above])}, and {_short(name)} in it: a file cannot be"
+                " a folder"
+            )
+    return found
+
+
+def _folded(name: str) -> str:
+    """Return a name as file systems that tell little apart take it."""
+    plain = "".join(c for c in name if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", plain).casefold())
+
+
+def _above(name: str) -> Iterator[str]:
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        yield name
 
 
 def fault(name: object, *, alone: bool = False) -> str | None:

@@ -1,9 +1,10 @@
 """The registry as a Python object: every call is one transaction and returns frozen values."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from omnireg.registry import (
     analyses,
@@ -34,6 +35,9 @@ from omnireg.registry.records import (
     RunStatus,
     Score,
 )
+
+if TYPE_CHECKING:
+    from omnireg.registry.declare.reading import Declared
 
 
 class Registry:
@@ -78,6 +82,12 @@ class Registry:
     def exists(self) -> bool:
         """Return whether anything was ever written here, since reading nothing is an error."""
         return self._database.exists()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make all calls of this thread in the block one transaction: an error takes all back."""
+        with self._database.together():
+            yield
 
     # Checkpoints
 
@@ -447,6 +457,17 @@ class Registry:
         if dry_run:
             with self._database.scratch() as scratch, scratch.trying() as session:
                 return apply(session, items)
+        with self._database.writing() as session:
+            return apply(session, items)
+
+    def apply_items(self, items: "Iterable[Declared]") -> Changes:
+        """Bring the registry to what items of manifests declare, in one transaction.
+
+        Raises:
+            RegistryError: the items contradict themselves or what is recorded; names file and line.
+        """
+        from omnireg.registry.declare.applying import apply
+
         with self._database.writing() as session:
             return apply(session, items)
 

@@ -59,10 +59,33 @@ class Database:
         self._writer = self._engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
         self._readable = self._writable = False
         self._preparing = threading.Lock()
+        self._here = threading.local()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make all reading and writing of this thread in the block parts of one transaction."""
+        with self.writing() as session:
+            outer, self._here.session = self._ongoing, session
+            try:
+                yield
+            finally:
+                self._here.session = outer
+
+    @property
+    def _ongoing(self) -> Session | None:
+        session: Session | None = getattr(self._here, "session", None)
+        if session is not None:
+            session.expire_all()  # manifests are applied below the mapper
+        return session
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """Open a session that sees one consistent state."""
+        ongoing = self._ongoing
+        if ongoing is not None:
+            with explained(self.where):
+                yield ongoing
+            return
         self._require_file()
         with explained(self.where), Session(self._engine) as session:
             if not self._readable:
@@ -74,6 +97,11 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """Open a session that holds the write lock from its start and commits at its end."""
+        ongoing = self._ongoing
+        if ongoing is not None:
+            with explained(self.where), ongoing.begin_nested():
+                yield ongoing
+            return
         with explained(self.where):
             self._prepare()
             with self._damage_told(), Session(self._writer) as session, session.begin():
