@@ -118,9 +118,16 @@ def read(folder: Path, *, trust: bool = False) -> Told | None:
         CheckpointError: the document is damaged, or was edited.
     """
     place = folder / NAME
-    if not place.is_file():
-        return None
-    data = parse_json(read_bytes(place), place, unique=True)
+    return parsed(read_bytes(place), place, trust=trust) if place.is_file() else None
+
+
+def parsed(raw: bytes, place: object, *, trust: bool = False) -> Told:
+    """Return what the bytes of ``omnireg.json`` say, see :func:`read`.
+
+    Raises:
+        CheckpointError: the document is damaged, or was edited.
+    """
+    data = parse_json(raw, place, unique=True)
     if isinstance(data, dict) and isinstance(data.get("format"), int) and data["format"] > FORMAT:
         raise CheckpointError(
             f"{place} has format {data['format']}, this omnireg reads {FORMAT}: upgrade omnireg"
@@ -153,10 +160,11 @@ def made_as(folder: Path, said: Mapping[str, Any]) -> bool:
     return all(data.get(key) == value for key, value in json.loads(json.dumps(said)).items())
 
 
-def resealed(folder: Path) -> bytes | None:
+def resealed(folder: Path, more: Mapping[str, bytes] | None = None) -> bytes | None:
     """Return ``omnireg.json`` with the digests that its files have now; None if there is none.
 
-    Files that were changed on purpose can so be published with a document that holds true.
+    Files that were changed on purpose can so be published with a document that holds true, and so
+    can ``more`` files, which are written beside them.
 
     Raises:
         CheckpointError: the document is damaged, or a file that it names is gone.
@@ -164,10 +172,13 @@ def resealed(folder: Path) -> bytes | None:
     told = read(folder)
     if told is None:
         return None
-    if not told.is_sealed or not list(differences(folder, told.files)):
+    if not told.is_sealed:
         return read_bytes(folder / NAME)
     data = parse_json(read_bytes(folder / NAME), folder / NAME)
-    data["files"] = {name: file_sha256(folder / name) for name in told.files}
+    added = {name: sha256(content).hexdigest() for name, content in (more or {}).items()}
+    known = [name for name in told.files if name not in added]
+    data["files"] = {name: file_sha256(folder / name) for name in known} | added
+    data["files"] = dict(sorted(data["files"].items()))
     return (json.dumps({**data, "seal": _seal(data)}, indent=2, ensure_ascii=False) + "\n").encode()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from omnireg.boundary import pickles
 from omnireg.digests import file_sha256
 from omnireg.engine.recording import files_of
+from omnireg.engine.verifying import changes
 from omnireg.errors import CheckpointError, PublishError, to_type
 from omnireg.host import FILE_VERSION
 from omnireg.hub.lineage import Dossier
@@ -89,7 +90,14 @@ def folder_of(record: Checkpoint) -> Path:
         raise CheckpointError(
             f"{record.name} is {record.source} on the Hub, not a folder here; type: {adding}"
         )
-    return files_of(record)
+    folder = files_of(record)
+    if changed := list(changes(record, folder)):
+        adding = to_type("add", folder, "--name", record.name)
+        raise CheckpointError(
+            f"{folder} is not what was recorded as {record.name}: {', '.join(changed[:8])}; if the"
+            f" changes are yours, record them: {adding}"
+        )
+    return folder
 
 
 def files_in(folder: Path) -> Iterator[tuple[str, Path]]:

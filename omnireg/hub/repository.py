@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha1
+from hashlib import sha1, sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from omnireg.boundary.documents import parse_json, validated
 from omnireg.boundary.files import read_text
 from omnireg.boundary.names import relative, together
 from omnireg.checkpoint import INDEX, PACKAGE_INDEX, SINGLE, combine_digests
+from omnireg.contents import NAME as ORIGIN
+from omnireg.contents import parsed
 from omnireg.digests import file_sha256
-from omnireg.errors import PublishError
+from omnireg.errors import CheckpointError, PublishError
 from omnireg.hub.client import translated
 
 #: people write shorter ones
@@ -106,9 +108,31 @@ class Repository:
         """
         place = self.document(path, most)
         try:
-            return read_text(place, most=most, error=Damaged)
+            found = read_text(place, most=most, error=Damaged)
         except Damaged as exc:
             raise Damaged(str(exc).replace(str(place), self.where(path))) from exc
+        wanted = self.digests.get(path) if path != ORIGIN else None
+        if wanted is not None and sha256(found.encode()).hexdigest() != wanted:
+            raise Damaged(
+                f"{self.where(path)} was changed since it was published: {ORIGIN} has another"
+                " sha256 of it; ask its authors"
+            )
+        return found
+
+    @cached_property
+    def digests(self) -> Mapping[str, str]:
+        """The sha256 that its ``omnireg.json`` has of its files; none if it has no such document.
+
+        Raises:
+            Damaged: the document is damaged, or was edited.
+            PublishError: it cannot be fetched.
+        """
+        if ORIGIN not in self.files:
+            return {}
+        try:
+            return parsed(self.text(ORIGIN).encode(), self.where(ORIGIN)).files
+        except CheckpointError as exc:
+            raise Damaged(str(exc)) from exc
 
     @cached_property
     def weights(self) -> tuple[str, ...]:
