@@ -475,6 +475,14 @@ def test_pickles_are_not_published(hub: Hub, book: Registry) -> None:
     assert pull(book, REPO, to=Path("back"), allow_pickle=True).files == len(plan.items) + 1
 
 
+def test_files_that_were_edited_are_published_as_they_are(hub: Hub, book: Registry) -> None:
+    """What the folder says of itself holds true there, so that a pull finds it whole."""
+    Path("omni/generation_config.json").write_text('{"max_new_tokens": 5}')
+    carry_out(book, plan_publication(book, "omni", REPO))
+    assert pull(Registry("other.db"), REPO, to=Path("back")).fingerprint
+    assert Path("back/generation_config.json").read_text() == '{"max_new_tokens": 5}'
+
+
 def test_what_is_not_what_was_recorded_stays_here(hub: Hub, book: Registry) -> None:
     """Changed weights, a missing folder, a pickle: refused before the Hub hears of it."""
     Path("omni/evil.bin").write_bytes(b"pickle")

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from hub import Fault, File, Hub, surroundings
+from omnireg import contents
 from omnireg.boundary.text import is_plain
 from omnireg.checkpoint import combine_digests
 from omnireg.errors import MergeError, OmniregError, PublishError, RegistryError
@@ -229,6 +230,27 @@ def test_bytes_that_are_not_what_the_hub_says(hub: Hub, book: Registry) -> None:
 
     made.files["config.json"] = Liar(2, b"{}")
     refused(book, "config.json differs", f"{THEIRS}@{made.oid}")
+
+
+def test_what_omnireg_wrote_is_what_it_was(hub: Hub, book: Registry) -> None:
+    """The digests in a folder's own document are compared; what comes with publishing is not."""
+    made = Path("made")
+    made.mkdir()
+    for name, data in ((WEIGHTS, b"w"), ("config.json", b"{}"), ("x.py", b""), (CARD, b"old")):
+        (made / name).write_bytes(data)
+    contents.write(made, {"strategy": "s"})
+    files = {path.name: path.read_bytes() for path in made.iterdir()}
+    hub.commit(THEIRS, {**files, CARD: b"new"})
+    pull(book, THEIRS)
+    record = book.find(THEIRS)
+    assert record.files is not None
+    assert record.files["config.json"] == sha256(b"{}").hexdigest()
+    hub.commit(THEIRS, {"config.json": b"[]"})
+    refused(book, r"omnireg.json says: config.json was changed", to=Path("other"))
+    told = json.loads(files["omnireg.json"])
+    for odd in ({**told, "strategy": "t"}, {**told, "files": {"../x": "0" * 64}}, [1], None):
+        hub.commit(THEIRS, {"config.json": b"{}", "omnireg.json": json.dumps(odd).encode()})
+        refused(book, f"{THEIRS}/omnireg.json", to=Path("other"))
 
 
 # what can run code
@@ -474,7 +496,7 @@ def test_an_answer_that_is_no_answer(hub: Hub, book: Registry, run: Run) -> None
     """One line, whatever stands in the place of the Hub."""
     for body in (b"<html>", b"[1]", b"{}", b'{"id": "a/b"}', b"[" * 200_000):
         hub.odd = body
-        refused(book, "cannot be read", metadata_only=True)
+        refused(book, "cannot be understood", metadata_only=True)
 
 
 # one step

@@ -4,10 +4,10 @@ The fingerprint of the repository's own weights is the Hub's or that of the fetc
 manifest's word. What a manifest says of the fingerprints of ancestors stays the publisher's claim.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from omnireg.boundary.documents import parse_yaml
 from omnireg.boundary.text import shown
 from omnireg.errors import PublishError, RegistryError
 from omnireg.hub.files import LONGEST_MANIFEST, MANIFEST
@@ -67,8 +67,6 @@ def from_manifest(repo: Repository) -> Claims:
         RegistryError: it says what a manifest cannot say; names the line.
     """
     where = repo.where(MANIFEST)
-    # the reader of manifests trusts those who hand it one
-    parse_yaml(repo.text(MANIFEST, LONGEST_MANIFEST), where, error=Damaged)
     file = repo.document(MANIFEST, LONGEST_MANIFEST)
     try:
         found = [(item, Place(where, at.line)) for item, at in read([file])]
@@ -94,7 +92,8 @@ def _published(item: Item, repo: Repository) -> Item:
     """Return an item without what makes sense on the publisher's machine alone."""
     if isinstance(item, CheckpointItem):
         source = item.source if item.source and on_hub(item.source) else None
-        return item.model_copy(update={"aliases": None, "created_at": None, "source": source})
+        dropped = dict.fromkeys(("aliases", "created_at", "files"))
+        return item.model_copy(update={**dropped, "source": source})
     if isinstance(item, RunItem):
         return item.model_copy(update={"out": repo.name, "machine": "published"})
     return item
@@ -104,8 +103,9 @@ def _published(item: Item, repo: Repository) -> Item:
 
 
 def record(
-    book: Registry, claims: Claims, fingerprint: str | None, place: str, *, trial: bool = False
-) -> tuple[str, list[str]]:
+    book: Registry, claims: Claims, fingerprint: str | None, place: str, *,
+    files: Mapping[str, str] | None = None, trial: bool = False,
+) -> tuple[str, list[str]]:  # fmt: skip
     """Record what is new of the claims, and the publication, in one transaction.
 
     Args:
@@ -113,6 +113,7 @@ def record(
         claims: what the repository says.
         fingerprint: of its weights, from the Hub or from the bytes; None if neither is there.
         place: where the files are, or where on the Hub.
+        files: their sha256, if they are here.
         trial: the weights are not there yet, so nothing is compared with them.
 
     Returns:
@@ -122,7 +123,8 @@ def record(
         RegistryError: a name means something else in the registry, or the claims contradict
             themselves; nothing was recorded.
     """
-    said = claims.own.model_copy(update={"fingerprint": fingerprint, "source": place})
+    here = {"fingerprint": fingerprint, "source": place, "files": files and dict(files)}
+    said = claims.own.model_copy(update=here)
     with book.transaction():
         plan = _Plan(book, claims, said, trial)
         book.apply_items(plan.items)
@@ -207,11 +209,13 @@ class _Plan:
         if there.fingerprint is None or (fingerprint is None and not self._trial):
             self._check_same(there)
         moves = Path(place).is_absolute() and not Path(there.source or "").is_dir()
+        is_here = moves or not there.source or there.source == place
         return CheckpointItem.model_validate(
             {
                 "name": there.name,
                 "fingerprint": None if there.fingerprint else fingerprint,
-                "source": place if moves or not there.source else None,
+                "source": place if is_here else None,
+                "files": self._own.files if is_here else None,
             }
         )
 

@@ -2,16 +2,18 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
+from omnireg import contents
 from omnireg.boundary import pickles
 from omnireg.boundary.text import shown
 from omnireg.digests import remember_sha256
 from omnireg.errors import CheckpointError, PublishError
 from omnireg.hub.client import translated
+from omnireg.hub.files import CARD, MANIFEST, RECIPE
 from omnireg.hub.repository import Repository
 from omnireg.package import fingerprint_of
 
@@ -99,18 +101,31 @@ def difference(choice: Choice, folder: Path) -> str | None:
     for path in sorted(choice.wanted):
         if path not in there:
             return f"{path} is missing"
-        if there[path].is_symlink() or choice.repo.files[path].differs(there[path]):
+        is_file = there[path].is_file() and not there[path].is_symlink()
+        if not is_file or choice.repo.files[path].differs(there[path]):
             return f"{path} differs"
     return None
 
 
-def check(choice: Choice, folder: Path) -> str | None:
-    """Look at what was fetched, whatever it is called, and return the fingerprint of its weights.
+@dataclass(frozen=True)
+class Checked:
+    """What was found in a folder that was fetched.
 
-    This is the one place where a folder is looked at before it is recorded and used.
+    Attributes:
+        fingerprint: of its weights; None if they are not all there.
+        files: the sha256 of every file that decides what a model says.
+    """
+
+    fingerprint: str | None
+    files: Mapping[str, str]
+
+
+def check(choice: Choice, folder: Path) -> Checked:
+    """Look at what was fetched, before it is recorded and used; this is the one place.
 
     Raises:
-        PublishError: something in it can run code when it is read, or weights are damaged.
+        PublishError: something in it can run code when it is read, whatever it is called; it is
+            not what its own ``omnireg.json`` says; or weights are damaged.
     """
     if not choice.allow_pickle:
         for path in sorted(choice.wanted):
@@ -119,7 +134,26 @@ def check(choice: Choice, folder: Path) -> str | None:
                     f"{choice.repo.where(path)} is {what}, which can run code when read;"
                     f" {_ALLOWING}"
                 )
-    return _fingerprint(choice.repo, folder)
+    _check_told(choice, folder)
+    return Checked(_fingerprint(choice.repo, folder), contents.digests(folder))
+
+
+def _check_told(choice: Choice, folder: Path) -> None:
+    """Compare a folder that omnireg wrote with the digests that were written then."""
+    repo = choice.repo
+    try:
+        told = contents.read(folder)
+    except CheckpointError as exc:
+        raise PublishError(shown(str(exc).replace(str(folder), repo.name), 500)) from exc
+    # these are written when it is published
+    others = {*choice.left_out, CARD, RECIPE, MANIFEST}
+    files = {n: d for n, d in told.files.items() if n not in others} if told else {}
+    wrong = list(contents.differences(folder, files, added=False))
+    if wrong:
+        raise PublishError(
+            f"{repo.name} is not what its {contents.NAME} says: {', '.join(wrong[:3])}; it was"
+            " changed without publishing anew, so ask its authors"
+        )
 
 
 def _fingerprint(repo: Repository, folder: Path) -> str | None:

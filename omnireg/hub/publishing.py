@@ -1,11 +1,12 @@
 """Plan, show, commit: a checkpoint becomes one commit of a repository on the Hub."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from omnireg import contents
 from omnireg.errors import PublishError
 from omnireg.hub import card
 from omnireg.hub.client import LOG_IN, Stale, check_name, client, has_token, translated
@@ -149,38 +150,59 @@ def plan_publication(
         derived, warnings = _licence(api, found, licence)
     if stranger:
         warnings.append(f"looked at without a token: {repo} may be there and private; {LOG_IN}")
-    contents: dict[str, Path | bytes] = dict(files_in(folder))
-    warnings += [
-        f"{path} is published though it is pickled, which can run code when read: Qwen2.5-Omni has"
-        " its voices in no other form"
-        for path in contents
-        if PurePosixPath(path).name == PICKLED_VOICES
-    ]
+    files = _files(folder)
+    warnings += _of_voices(files)
     scores = found.scores[found.record.name]
-    data = card.metadata(found, derived)
-    index = model_index(repo.partition("/")[2], scores)
-    if index:
-        data["model-index"] = index
-    try:
-        text = card.compose(old, data, card.section(found, repo), repo.partition("/")[2])
-    except PublishError as exc:
-        raise PublishError(f"the card of {repo} cannot be read: {exc}; mend it there") from exc
-    contents[CARD] = text.encode()
-    contents[MANIFEST] = told = manifest(found, repo).encode()
+    text = _card(found, repo, old, derived)
+    told = manifest(found, repo).encode()
     if len(told) > LONGEST_MANIFEST:
         warnings.append(
             f"{MANIFEST} is longer than {LONGEST_MANIFEST:,} bytes, and omnireg pull reads no"
             " longer ones; record fewer scores or shorter details of its family"
         )
+    files |= {CARD: text.encode(), MANIFEST: told}
     if found.recipe:
-        contents[RECIPE] = found.recipe.encode()
-    contents |= {path: said.encode() for path, said in result_files(scores).items()}
-    contents |= beside
-    items = tuple(compared(contents, remote.files))
+        files[RECIPE] = found.recipe.encode()
+    files |= {path: said.encode() for path, said in result_files(scores).items()}
+    files |= beside
+    items = tuple(compared(files, remote.files))
     return PublicationPlan(
         found.record.name, repo, branch, private if remote.private is None else remote.private,
         remote.head, items, _diff(old, text), tuple(warnings), remote.branch_exists,
     )  # fmt: skip
+
+
+def _files(folder: Path) -> dict[str, Path | bytes]:
+    """Return the files of a folder; what it says of them holds true, whatever was edited since."""
+    found: dict[str, Path | bytes] = dict(files_in(folder))
+    told = contents.resealed(folder)
+    return found if told is None else {**found, contents.NAME: told}
+
+
+def _of_voices(files: Iterable[str]) -> list[str]:
+    return [
+        f"{path} is published though it is pickled, which can run code when read: Qwen2.5-Omni has"
+        " its voices in no other form"
+        for path in files
+        if PurePosixPath(path).name == PICKLED_VOICES
+    ]
+
+
+def _card(found: Dossier, repo: str, old: str, licence: str | None) -> str:
+    """Return the card, the one that is there with what we say put in.
+
+    Raises:
+        PublishError: the one that is there cannot be read.
+    """
+    title = repo.partition("/")[2]
+    data = card.metadata(found, licence)
+    index = model_index(title, found.scores[found.record.name])
+    if index:
+        data["model-index"] = index
+    try:
+        return card.compose(old, data, card.section(found, repo), title)
+    except PublishError as exc:
+        raise PublishError(f"the card of {repo} cannot be read: {exc}; mend it there") from exc
 
 
 def publish(

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnireg.errors import MergeError, RegistryError
+from omnireg.boundary.files import reason
+from omnireg.errors import CheckpointError, MergeError, RegistryError
 from omnireg.hub.claims import Claims, from_manifest, named, record
 from omnireg.hub.client import check_name, client
 from omnireg.hub.family import from_cards
-from omnireg.hub.fetching import Choice, check, choose, difference, fetch, remember
+from omnireg.hub.fetching import Checked, Choice, check, choose, difference, fetch, remember
 from omnireg.hub.files import MANIFEST
 from omnireg.hub.repository import Repository, read_repository
 from omnireg.outputs import appearing, check_free, scratch_folder
@@ -162,31 +163,32 @@ def _made(
     if folder.is_dir():
         # left by a pull that was killed, or here from before
         _check_holds(choice, folder)
-        fingerprint = _checked(claims, choice, folder)
-        return fingerprint, *record(book, claims, fingerprint, place)
+        found = _checked(claims, choice, folder)
+        own, added = record(book, claims, found.fingerprint, place, files=found.files)
+        return found.fingerprint, own, added
     _rehearse(book, claims, place)
     with _without_new_parents(folder), ExitStack() as making:
         partial = making.enter_context(appearing(folder))
         fetch(choice, partial)
-        fingerprint = _checked(claims, choice, partial)
-        with _taken_back(folder, partial, book, claims, fingerprint), book.transaction():
-            own, added = record(book, claims, fingerprint, place)
+        found = _checked(claims, choice, partial)
+        with _taken_back(folder, partial, book, claims, found), book.transaction():
+            own, added = record(book, claims, found.fingerprint, place, files=found.files)
             making.close()
     remember(choice, folder)
-    return fingerprint, own, added
+    return found.fingerprint, own, added
 
 
-def _checked(claims: Claims, choice: Choice, folder: Path) -> str | None:
-    fingerprint = check(choice, folder)
-    claims.compare(fingerprint, "its files are")
-    return fingerprint
+def _checked(claims: Claims, choice: Choice, folder: Path) -> Checked:
+    found = check(choice, folder)
+    claims.compare(found.fingerprint, "its files are")
+    return found
 
 
 def _check_holds(choice: Choice, folder: Path) -> None:
     try:
         wrong = difference(choice, folder)
-    except OSError as exc:
-        wrong = f"it cannot be read: {exc.strerror}"
+    except (OSError, CheckpointError) as exc:
+        wrong = f"it cannot be read: {reason(exc)}"
     if wrong:
         repo = choice.repo
         raise MergeError(
@@ -216,7 +218,7 @@ def _rehearse(book: Registry, claims: Claims, place: str) -> None:
 
 @contextmanager
 def _taken_back(
-    folder: Path, partial: Path, book: Registry, claims: Claims, fingerprint: str | None
+    folder: Path, partial: Path, book: Registry, claims: Claims, found: Checked
 ) -> Iterator[None]:
     """Take the folder away if it appears in the block and the block fails after that."""
     number = partial.stat().st_ino
@@ -225,18 +227,18 @@ def _taken_back(
     except BaseException:
         with suppress(OSError):
             is_ours = folder.stat().st_ino == number
-            if is_ours and not _is_recorded(book, claims, fingerprint, folder):
+            if is_ours and not _is_recorded(book, claims, found, folder):
                 aside = scratch_folder(folder)
                 folder.rename(aside / folder.name)
                 shutil.rmtree(aside, ignore_errors=True)
         raise
 
 
-def _is_recorded(book: Registry, claims: Claims, fingerprint: str | None, folder: Path) -> bool:
+def _is_recorded(book: Registry, claims: Claims, found: Checked, folder: Path) -> bool:
     """Whether all was written before the block failed: an interrupt may come that late."""
     commit = (claims.repo.name, claims.repo.commit)
     with suppress(RegistryError):
-        same = book.by_fingerprint(fingerprint) if fingerprint else []
+        same = book.by_fingerprint(found.fingerprint) if found.fingerprint else []
         return any(
             row is not None
             and row.source == str(folder.resolve())
