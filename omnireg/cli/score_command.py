@@ -34,7 +34,9 @@ def command_score(command: str | None, tasks: str | None) -> Scorer | None:
     def score(package: Path) -> float | Mapping[str, float]:
         line = [word.replace("{}", str(package)) for word in words]
         try:
-            done = subprocess.run(line, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                line, capture_output=True, encoding="utf-8", errors="replace", check=False
+            )
         except OSError as exc:
             raise EvaluationError(f"cannot run {words[0]}: {exc.strerror}") from exc
         if done.returncode:
@@ -43,7 +45,7 @@ def command_score(command: str | None, tasks: str | None) -> Scorer | None:
         last = (done.stdout.strip().splitlines() or [""])[-1]
         try:
             found: float | Mapping[str, float] = json.loads(last)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise EvaluationError(
                 f"{words[0]} printed {last!r} last; print a number, or a JSON object of numbers"
             ) from exc

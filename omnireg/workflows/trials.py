@@ -1,6 +1,7 @@
 """Settings that were tried and what came of them, kept in a file so that a search can go on."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from omnireg.boundary.files import read_text, reason, write_text
 from omnireg.errors import ConfigError, EvaluationError
 from omnireg.workflows.grid import Point
 
+_LARGEST = sys.float_info.max
 _BEGIN = '{"recipe"'
 #: measures a folder: one number, or several by name; higher is better
 Score = Callable[[Path], float | Mapping[str, float]]
@@ -44,8 +46,11 @@ def numbers(said: float | Mapping[str, float]) -> dict[str, float]:
     """
     found = dict(said) if isinstance(said, Mapping) else {"": said}
     for value in found.values():
-        if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
-            raise EvaluationError(f"the score is {said!r}; a number, or one for each modality")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not -_LARGEST <= value <= _LARGEST:  # NaN is not either
+            raise EvaluationError(
+                f"the score is {said!r}; a finite number, or one for each modality"
+            )
     if not found:
         raise EvaluationError("the score is an empty object; give a number for each modality")
     return {name: float(value) for name, value in found.items()}
