@@ -64,6 +64,10 @@ class BackboneReader:
             return bytes(self.alignment.base.header(name).nbytes)
         return aligned("", self.alignment, name).bytes(self._read)
 
+    def check(self) -> None:
+        """Make sure that nothing that was read has changed meanwhile."""
+        self._read.check()
+
     def _lacks(self, name: str) -> bool:
         return name != HEAD and name in self.alignment.absent
 
@@ -89,6 +93,7 @@ def extract(
     with appearing(out) as folder:
         signatures = {n: reader.signature(n) for n in names}
         write_shards(folder, signatures, reader, max_bytes=max_bytes)
+        reader.check()
         copy_files(reference.checkpoint.text_files, folder)
         if base is None or (base.tied and HEAD in names):
             write_text_config(
@@ -134,6 +139,8 @@ def graft(backbone: LanguageModel, host: LanguageModel, out: Path) -> Report:
                     for offset, data in _replacements(name, alignment, read):
                         stream.seek(offset)
                         stream.write(data)
+        read.check()
+        host.checkpoint.check_unchanged()
     return Report(len(mapped), len(host.carried), alignment.absent)
 
 

@@ -4,16 +4,19 @@ A reference is a local folder or ``org/name[@revision]`` on the Hub. Configs and
 first; weights of a Hub checkpoint are downloaded only when somebody asks for them.
 """
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from omnireg.boundary.documents import read_json
+from omnireg.boundary.files import State
+from omnireg.boundary.names import part
+from omnireg.contents import PACKAGE_INDEX as PACKAGE_INDEX
+from omnireg.digests import combine_digests as combine_digests
 from omnireg.digests import file_sha256, fresh_sha256, known_sha256
 from omnireg.errors import CheckpointError
 from omnireg.shards import TensorHeader, read_header
@@ -22,9 +25,11 @@ from omnireg.standins import stand_in
 _AGENT = "omnireg"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-#: what tells a package from a checkpoint
-PACKAGE_INDEX = "vector.safetensors.index.json"
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "spk_dict.pt", "LICENSE*")
+#: keys of a config whose numbers are modules that have to be built, and how many are believed
+_COUNTS = re.compile(r"(layers?|depths?|blocks?|experts)$")
+_MOST_LAYERS = 10_000
+_MOST_TOKENS = 1 << 31
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -45,7 +50,10 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The contents of ``config.json``."""
-        return self._json("config.json")
+        config = self._json("config.json", infinite=True)
+        if odd := next(_unbelievable(config), None):
+            raise CheckpointError(f"{self.ref}: config.json says {odd}; no model has so many")
+        return config
 
     @property
     def architecture(self) -> str:
@@ -95,7 +103,25 @@ class Checkpoint:
         """Identity of the weights: equal bytes under equal file names have equal fingerprints."""
         if self.remote:
             return combine_digests(self.remote)
-        return combine_digests((file.name, file_sha256(file)) for file in self.weight_files)
+        # of those bytes whose headers were read, if they were
+        states = self._states if "tensors" in vars(self) else {}
+        return combine_digests(
+            (file.name, file_sha256(file, states.get(file))) for file in self.weight_files
+        )
+
+    @property
+    def _states(self) -> dict[Path, State | None]:
+        return {tensor.file: tensor.state for tensor in self.tensors.values()}
+
+    def check_unchanged(self) -> None:
+        """Make sure that the weights are those whose headers were read.
+
+        Raises:
+            InputChanged: names the file that changed.
+        """
+        for file, state in self._states.items():
+            if state is not None and file.is_file():
+                state.refuse_other(State.of(file), file)
 
     @property
     def known_fingerprint(self) -> str | None:
@@ -136,28 +162,26 @@ class Checkpoint:
             model = self._json("vocab.json")
             added = self.folder / "added_tokens.json"
             extra = self._json(added.name) if added.is_file() else {}
-            return _invert(model, extra)
+            try:
+                return _invert(model, extra)
+            except ValueError as exc:
+                raise CheckpointError(f"{self.ref}: vocab.json is damaged ({exc})") from exc
         return _slow_vocabulary(self.folder, self.ref)
 
     @cached_property
     def _weight_map(self) -> dict[str, str]:
         found = self._json(INDEX).get("weight_map")
-        names = found.values() if isinstance(found, dict) else [None]
-        for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
-                raise CheckpointError(f"{self.ref}: {INDEX} is damaged or names an outside file")
-        return dict(found or {})
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{self.ref}: {INDEX} is damaged: it has no weight_map")
+        for name in found.values():
+            part(name, f"{self.ref}: {INDEX}")
+        return dict(found)
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def _json(self, name: str, *, infinite: bool = False) -> dict[str, Any]:
         path = self.folder / name
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as exc:
-            raise CheckpointError(f"{self.ref} is not a checkpoint: it has no {name}") from exc
-        except OSError as exc:
-            raise CheckpointError(f"cannot read {path}: {exc.strerror}") from exc
-        except ValueError as exc:
-            raise CheckpointError(f"{path} is damaged ({exc}); download or copy it again") from exc
+        if not path.exists():
+            raise CheckpointError(f"{self.ref} is not a checkpoint: it has no {name}")
+        data = read_json(path, infinite=infinite)
         if not isinstance(data, dict):
             raise CheckpointError(
                 f"{path} is damaged (it holds no JSON object); download or copy it again"
@@ -178,10 +202,16 @@ class Vocabulary:
         return max(self.tokens, default=-1) + 1
 
 
-def combine_digests(files: Iterable[tuple[str, str]]) -> str:
-    """Return the fingerprint of (file name, sha256) pairs."""
-    lines = sorted((name, f"{digest}  {name}\n") for name, digest in files)
-    return sha256("".join(line for _, line in lines).encode()).hexdigest()
+def _unbelievable(config: Any, key: str = "") -> Iterator[str]:
+    """Yield what a config claims of layers and experts that would take for ever to build."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            yield from _unbelievable(value, str(name))
+    elif isinstance(config, list):
+        for value in config:
+            yield from _unbelievable(value, key)
+    elif isinstance(config, int) and _COUNTS.search(key) and config > _MOST_LAYERS:
+        yield f"{key}: {config}"
 
 
 def open_checkpoint(ref: str, *, weights: bool = True, headers: bool = False) -> Checkpoint:
@@ -275,6 +305,9 @@ def _unreachable(ref: str, exc: Exception) -> CheckpointError:
 
 
 def _invert(model: Mapping[str, int], added: Mapping[str, int]) -> Vocabulary:
+    ids = [*model.values(), *added.values()]
+    if not all(type(index) is int and 0 <= index < _MOST_TOKENS for index in ids):
+        raise ValueError("an id of a token is no number from 0 on")
     tokens = {index: token for token, index in {**model, **added}.items()}
     return Vocabulary(tokens, max(model.values(), default=-1) + 1)
 
@@ -286,7 +319,7 @@ def _vocabulary_of(tokenizer: dict[str, Any], ref: str) -> Vocabulary:
             vocab = {entry[0]: index for index, entry in enumerate(vocab)}
         added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or ()}
         return _invert(vocab, added)
-    except (KeyError, TypeError, IndexError, AttributeError) as exc:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as exc:
         raise CheckpointError(f"{ref}: tokenizer.json is damaged ({exc!r})") from exc
 
 
@@ -295,6 +328,7 @@ def _slow_vocabulary(folder: Path, ref: str) -> Vocabulary:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as exc:
-        raise CheckpointError(f"{ref}: its tokenizer cannot be loaded ({exc})") from exc
+    except Exception as exc:  # what the tokenizers library raises has no class of its own
+        said = " ".join(str(exc).split())
+        raise CheckpointError(f"{ref}: its tokenizer cannot be loaded ({said})") from exc
     return _invert(tokenizer.get_vocab(), {})

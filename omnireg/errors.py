@@ -4,6 +4,7 @@
     ├── ConfigError       a recipe or an option that cannot be right
     ├── PluginError       a plugin that cannot be loaded or used
     ├── CheckpointError   a checkpoint that is missing, unreadable or not what it claims
+    │   └── InputChanged  a file that changed while it was read
     ├── PlanError         checkpoints that do not fit together
     ├── MergeError        a merge that started and could not finish
     ├── RegistryError     a record that cannot be read or written
@@ -33,6 +34,10 @@ class PluginError(OmniregError):
 
 class CheckpointError(OmniregError):
     """A checkpoint is missing, unreadable or damaged."""
+
+
+class InputChanged(CheckpointError):
+    """A file is no longer what it was when it was first looked at."""
 
 
 class PlanError(OmniregError):

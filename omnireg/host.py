@@ -5,18 +5,8 @@ stopping everybody else. Built-in strategies and layouts enter through the same 
 """
 
 import importlib.metadata
-import importlib.util
-import logging
-import os
-import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from enum import StrEnum
-from functools import partial
-from hashlib import sha256
-from importlib import import_module
+from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
@@ -24,145 +14,46 @@ import pluggy
 from omnireg import hookspecs
 from omnireg.errors import PluginError, did_you_mean
 from omnireg.hookspecs import PROJECT, Evaluator, HostLayout
+from omnireg.hosting.contract import checked_layout, chosen_name
+from omnireg.hosting.installed import (
+    DISABLE_VARIABLE,
+    FILE_VERSION,
+    Load,
+    Origin,
+    TurnedOff,
+    in_file,
+    installed,
+)
+from omnireg.hosting.isolation import tell
+from omnireg.hosting.offers import (
+    Plugin,
+    RegisteredEvaluator,
+    Status,
+    Strategy,
+    importing,
+)
 
 if TYPE_CHECKING:
     from mergekit.merge_methods import MergeMethod
 
-DISABLE_VARIABLE = "OMNIREG_DISABLE_PLUGINS"
-#: what the version of a single-file plugin begins with; the file's digest follows
-FILE_VERSION = "sha256:"
+__all__ = [
+    "DISABLE_VARIABLE",
+    "FILE_VERSION",
+    "Origin",
+    "Plugin",
+    "PluginHost",
+    "RegisteredEvaluator",
+    "Status",
+    "Strategy",
+]
+
 _HOOKS = (
     "omnireg_register_strategies",
     "omnireg_register_hosts",
     "omnireg_register_evaluators",
 )
-_log = logging.getLogger(PROJECT)
 #: what plugins made known to mergekit in this process; whatever else it knows is its own
 _installed: "dict[str, MergeMethod]" = {}
-
-
-class Status(StrEnum):
-    """Whether a plugin could be loaded."""
-
-    OK = "ok"
-    BROKEN = "broken"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The distribution that a strategy or a layout came from."""
-
-    distribution: str
-    version: str
-    entry_point: str
-
-    @property
-    def file_version(self) -> str | None:
-        """The version, if this is a single-file plugin."""
-        return self.version if self.version.startswith(FILE_VERSION) else None
-
-    @property
-    def way_out(self) -> str:
-        """What to do when a name of this origin is taken."""
-        if self.file_version:
-            return f"choose another name in {self.entry_point}"
-        return f"uninstall {self.distribution}, or set {DISABLE_VARIABLE}={self.distribution}"
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """A registered merge method, imported only when asked for."""
-
-    name: str
-    target: "MergeMethod | str"
-    origin: Origin
-
-    def load(self) -> "MergeMethod":
-        """Return the mergekit method.
-
-        Raises:
-            PluginError: the target cannot be imported or is not a merge method of this name.
-        """
-        method = _imported(self.target, f"strategy {self.name!r}", self.origin)
-        spec = getattr(method, "spec", None)
-        if getattr(spec, "name", None) != self.name:
-            raise PluginError(
-                f"strategy {self.name!r} of {self.origin.distribution} is not a mergekit"
-                f" MergeMethod of that name; ask its author"
-            )
-        return method
-
-    def load_or_warn(self) -> "MergeMethod | None":
-        """Return the mergekit method, or say why it cannot be used and return None."""
-        try:
-            return self.load()
-        except PluginError as exc:
-            _log.warning("%s", exc)
-            return None
-
-
-@dataclass(frozen=True)
-class RegisteredEvaluator:
-    """A registered evaluator, imported only when asked for."""
-
-    name: str
-    target: "Evaluator | str"
-    origin: Origin
-
-    def load(self) -> Evaluator:
-        """Return the evaluator.
-
-        Raises:
-            PluginError: the target cannot be imported, or is no evaluator of this name.
-        """
-        found = _imported(self.target, f"evaluator {self.name!r}", self.origin)
-        if getattr(found, "name", None) != self.name or not hasattr(found, "evaluate"):
-            raise PluginError(
-                f"evaluator {self.name!r} of {self.origin.distribution} is no evaluator of that"
-                " name; ask its author"
-            )
-        evaluator: Evaluator = found
-        return evaluator
-
-
-def _imported(target: Any, what: str, origin: Origin) -> Any:
-    """Return an object, or what ``"module:attribute"`` names."""
-    if not isinstance(target, str):
-        return target
-    module, _, attribute = target.partition(":")
-    try:
-        return getattr(import_module(module), attribute)
-    except Exception as exc:
-        raise PluginError(
-            f"{what} of {origin.distribution} cannot be imported from {target}: {_reason(exc)};"
-            " reinstall or remove that distribution"
-        ) from exc
-
-
-@dataclass
-class Plugin:
-    """One entry point: where it came from, what it registered, or why it is broken."""
-
-    origin: Origin
-    status: Status = Status.OK
-    error: str | None = None
-    strategies: list[Strategy] = field(default_factory=list)
-    layouts: list[HostLayout] = field(default_factory=list)
-    evaluators: list[RegisteredEvaluator] = field(default_factory=list)
-    hooks: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the plugin as ``omnireg plugins --json`` prints it."""
-        return {
-            "distribution": self.origin.distribution,
-            "version": self.origin.version,
-            "entry_point": self.origin.entry_point,
-            "status": str(self.status),
-            "error": self.error,
-            "strategies": [strategy.name for strategy in self.strategies],
-            "evaluators": [evaluator.name for evaluator in self.evaluators],
-            "hooks": self.hooks,
-        }
 
 
 class PluginHost:
@@ -174,12 +65,13 @@ class PluginHost:
         self.plugins: list[Plugin] = []
         #: distributions that the user turned off
         self.disabled: list[str] = []
-        disabled = _disabled()
-        for entry, origin in _entry_points():
-            if origin.distribution != PROJECT and disabled(origin):
+        off, every = TurnedOff(), installed()
+        off.check(origin for origin, _ in every)
+        for origin, load in every:
+            if origin in off:
                 self.disabled.append(origin.distribution)
-                continue
-            self._load(origin, partial(_supported_entry, entry, origin))
+            elif (plugin := self._load(origin, load)).status is Status.BROKEN:
+                tell(f"plugin {origin.distribution} is broken: {plugin.error}")
 
     def load_file(self, path: Path) -> None:
         """Load a single-file plugin, in place of what was loaded from that file before.
@@ -189,13 +81,9 @@ class PluginHost:
         Raises:
             PluginError: the file is missing or broken.
         """
-        try:
-            digest = sha256(path.read_bytes()).hexdigest()
-        except OSError as exc:
-            raise PluginError(f"cannot read plugin {path}: {exc.strerror}") from exc
-        origin = Origin(path.name, f"{FILE_VERSION}{digest}", str(path))
+        origin, load = in_file(path)
         self._forget(origin)
-        plugin = self._load(origin, lambda: _supported_file(path, digest, origin), warn=False)
+        plugin = self._load(origin, load)
         if plugin.status is Status.BROKEN:
             raise PluginError(f"plugin {path} is broken: {plugin.error}")
         if not (plugin.strategies or plugin.layouts or plugin.evaluators):
@@ -243,7 +131,9 @@ class PluginHost:
         return _by_name("evaluator", (e for p in self.plugins for e in p.evaluators))
 
     def methods(self) -> dict[str, Strategy]:
-        """Return every usable merge method: the plugins' and mergekit's own.
+        """Return every merge method that somebody offers: the plugins' and mergekit's own.
+
+        One that cannot be imported is among them, and says so when it is loaded.
 
         Raises:
             PluginError: two distributions, or a plugin and mergekit, claim one name.
@@ -251,8 +141,13 @@ class PluginHost:
         origin = Origin("mergekit", importlib.metadata.version("mergekit"), "mergekit")
         found = self.strategies
         for name, method in _mergekits_own().items():
-            ours = found.setdefault(name, Strategy(name, method, origin))
-            if ours.origin is not origin and ours.load() is not method:
+            own = Strategy(name, method, origin)
+            ours = found.setdefault(name, own)
+            if ours is own:
+                continue
+            if ours.load_or_warn() is None:
+                found[name] = own
+            elif ours.load() is not method:
                 raise PluginError(
                     f"strategy {name!r} of {ours.origin.distribution} has the name of a method of"
                     f" mergekit; {ours.origin.way_out}"
@@ -274,6 +169,12 @@ class PluginHost:
                 register(method)
                 _installed[name] = method
 
+    def check(self) -> None:
+        """Import what was registered lazily, so that what cannot be used of it is known."""
+        for plugin in self.plugins:
+            if plugin.status is Status.OK:
+                plugin.check()
+
     def broken(self) -> list[Plugin]:
         """Return the plugins that could not be loaded."""
         return [plugin for plugin in self.plugins if plugin.status is Status.BROKEN]
@@ -285,24 +186,20 @@ class PluginHost:
             self._manager.unregister(name=name)
         self.plugins = [p for p in self.plugins if _registered_as(p.origin) != name]
 
-    def _load(self, origin: Origin, load: Callable[[], Any], *, warn: bool = True) -> Plugin:
+    def _load(self, origin: Origin, load: Load) -> Plugin:
         plugin = Plugin(origin)
         self.plugins.append(plugin)
         try:
-            module = load()
-            self._manager.register(module, _registered_as(origin))
-            plugin.hooks = sorted(
-                caller.name for caller in self._manager.get_hookcallers(module) or ()
-            )
-            self._check_hooks(plugin.hooks)
-            self._call(module, plugin)
-        except (Exception, SystemExit) as exc:
-            plugin.status, plugin.error = Status.BROKEN, _reason(exc)
-            plugin.strategies.clear()
-            plugin.layouts.clear()
-            plugin.evaluators.clear()
-            if warn:
-                _log.warning("plugin %s is broken: %s", origin.distribution, plugin.error)
+            with importing(f"plugin {origin.distribution}", origin, PluginError):
+                module = load()
+                self._manager.register(module, _registered_as(origin))
+                plugin.hooks = sorted(
+                    caller.name for caller in self._manager.get_hookcallers(module) or ()
+                )
+                self._check_hooks(plugin.hooks)
+                self._call(module, plugin)
+        except PluginError as exc:
+            plugin.breaks(str(exc))
         return plugin
 
     def _check_hooks(self, hooks: Iterable[str]) -> None:
@@ -314,18 +211,19 @@ class PluginHost:
         others = [p for p in self._manager.get_plugins() if p is not module]
 
         def strategy(method: "MergeMethod | str", *, name: str | None = None) -> None:
-            chosen = name or ("" if isinstance(method, str) else method.spec.name)
-            if not chosen:
-                raise PluginError(f"strategy {method!r} is registered lazily without a name")
+            own = None if isinstance(method, str) else method.spec.name
+            chosen = chosen_name("strategy", method, name, own)
             plugin.strategies.append(Strategy(chosen, method, plugin.origin))
 
+        def layout(layout: HostLayout) -> None:
+            plugin.layouts.append(checked_layout(layout))
+
         def evaluator(found: "Evaluator | str", *, name: str | None = None) -> None:
-            chosen = name or ("" if isinstance(found, str) else found.name)
-            if not chosen:
-                raise PluginError(f"evaluator {found!r} is registered lazily without a name")
+            own = None if isinstance(found, str) else found.name
+            chosen = chosen_name("evaluator", found, name, own)
             plugin.evaluators.append(RegisteredEvaluator(chosen, found, plugin.origin))
 
-        offers: tuple[Any, ...] = (strategy, plugin.layouts.append, evaluator)
+        offers: tuple[Any, ...] = (strategy, layout, evaluator)
         for hook, register in zip(_HOOKS, offers, strict=True):
             self._manager.subset_hook_caller(hook, others)(register=register)
 
@@ -361,88 +259,3 @@ def _mergekits_own() -> "dict[str, MergeMethod]":
 
     every = {method.spec.name: method for method in registered_methods()}
     return {name: method for name, method in every.items() if _installed.get(name) is not method}
-
-
-def _entry_points() -> list[tuple[importlib.metadata.EntryPoint, Origin]]:
-    found = []
-    for distribution in importlib.metadata.distributions():
-        for entry in distribution.entry_points:
-            if entry.group == PROJECT:
-                name, version = distribution.metadata["Name"], distribution.version
-                found.append((entry, Origin(name, version, f"{entry.name} = {entry.value}")))
-    unique = {(origin.distribution, origin.entry_point): (entry, origin) for entry, origin in found}
-    return sorted(
-        unique.values(),
-        key=lambda pair: (pair[1].distribution != PROJECT, pair[1].distribution, pair[0].name),
-    )
-
-
-def _supported_entry(entry: importlib.metadata.EntryPoint, origin: Origin) -> Any:
-    """Return an entry point's module, if its distribution supports this omnireg."""
-    if origin.distribution != PROJECT and entry.dist is not None:
-        _check_supported(origin, entry.dist.requires)
-    return entry.load()
-
-
-def _disabled() -> Callable[[Origin], bool]:
-    names = {name.strip().lower() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
-    everything = bool(names & {"1", "all", "*", "true"})
-
-    def disabled(origin: Origin) -> bool:
-        return everything or origin.distribution.lower() in names
-
-    return disabled
-
-
-def _check_supported(origin: Origin, requirements: Iterable[str] | None) -> None:
-    """Refuse a plugin that says it was made for another omnireg.
-
-    Raises:
-        PluginError: says which versions it supports.
-    """
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    ours = importlib.metadata.version(PROJECT)
-    for text in requirements or ():
-        try:
-            needed = Requirement(text)
-        except InvalidRequirement:
-            continue
-        if needed.name.lower() != PROJECT or (needed.marker and not needed.marker.evaluate()):
-            continue
-        if not needed.specifier.contains(ours, prereleases=True):
-            raise PluginError(
-                f"{origin.distribution} {origin.version} supports omnireg{needed.specifier}, this"
-                f" is {ours}: install another version of one of the two"
-            )
-
-
-def _supported_file(path: Path, digest: str, origin: Origin) -> ModuleType:
-    """Return a file's module, if its ``OMNIREG`` (such as ``">=0.1,<1"``) allows this omnireg."""
-    module = _module_from(path, digest)
-    said = getattr(module, "OMNIREG", None)
-    if said is not None:
-        from packaging.specifiers import InvalidSpecifier, SpecifierSet
-
-        try:
-            _check_supported(origin, [f"{PROJECT}{SpecifierSet(said)}"])
-        except (InvalidSpecifier, TypeError, AttributeError) as exc:
-            raise PluginError(
-                f"OMNIREG = {said!r} says no versions of omnireg; write such as '>=0.1,<1'"
-            ) from exc
-    return module
-
-
-def _module_from(path: Path, digest: str) -> ModuleType:
-    name = f"_omnireg_plugin_{digest[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _reason(exc: BaseException) -> str:
-    return f"{type(exc).__name__}: {' '.join(str(exc).split())}" if str(exc) else repr(exc)

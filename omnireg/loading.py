@@ -11,7 +11,7 @@ from typing import Any
 
 from omnireg.answers import Question
 from omnireg.checkpoint import Checkpoint
-from omnireg.errors import CheckpointError, PlanError
+from omnireg.errors import CheckpointError, OmniregError, PlanError
 from omnireg.shards import TensorHeader
 
 #: what Hub checkpoints call a class that transformers now has under another name
@@ -221,18 +221,17 @@ def _ties(checkpoint: Checkpoint) -> bool:
 
 @contextmanager
 def config_errors(checkpoint: Checkpoint) -> Iterator[None]:
-    """Translate what transformers raises over a config or over tensors that contradict it."""
-    from huggingface_hub.errors import StrictDataclassError
+    """Translate what transformers raises over a config or over tensors that contradict it.
 
+    Its classes trust a config, so it can be any error at all.
+    """
     try:
         yield
-    except (
-        ValueError, RuntimeError, KeyError, TypeError, OSError, ImportError, AttributeError,
-        StrictDataclassError,
-    ) as exc:  # fmt: skip
-        raise CheckpointError(
-            f"{checkpoint.ref} does not fit its config.json: {' '.join(str(exc).split())}"
-        ) from exc
+    except OmniregError:
+        raise
+    except Exception as exc:
+        said = " ".join(str(exc).split()) or type(exc).__name__
+        raise CheckpointError(f"{checkpoint.ref} does not fit its config.json: {said}") from exc
 
 
 @contextmanager

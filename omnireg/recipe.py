@@ -6,19 +6,52 @@ against the method's own declaration.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from omnireg.boundary.documents import parse_yaml
+from omnireg.boundary.files import read_text
+from omnireg.boundary.text import one_line, quoted
 from omnireg.errors import ConfigError, did_you_mean
 
-Parameters = dict[str, Any]
+#: of many mistakes, so many are told
+_TOLD = 5
+_LARGEST = 1.7976931348623157e308
+
+
+def _plain(value: Any) -> Any:
+    """Refuse what a recipe's digest cannot be computed of: NaN, dates, bytes, sets."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{quoted(key)} is no word; put the key into quotes")
+            _plain(each)
+    elif isinstance(value, list):
+        for each in value:
+            _plain(each)
+    elif isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(f"{quoted(value)} is no finite number")
+    elif value is not None and not isinstance(value, int | float | str):
+        raise ValueError(f"{quoted(value)} is no number and no text; put it into quotes")
+    return value
+
+
+Plain = Annotated[Any, AfterValidator(_plain)]
+Parameters = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class _Strict(BaseModel):
@@ -45,7 +78,7 @@ class OutputSlice(_Strict):
 
     sources: list[SliceSource]
     base_model: str | None = None
-    residual_weight: float | None = None
+    residual_weight: float | None = Field(None, allow_inf_nan=False)
     parameters: Parameters | None = None
 
 
@@ -60,8 +93,8 @@ class OutputModule(_Strict):
 class TokenizerSurgery(_Strict):
     """mergekit's ``tokenizer:`` block."""
 
-    source: Any = "union"
-    tokens: dict[str, Any] | None = None
+    source: Plain = "union"
+    tokens: Parameters | None = None
     pad_to_multiple_of: int | None = None
 
 
@@ -109,9 +142,9 @@ class Recipe(_Strict):
             what = " and ".join(given) or "none"
             raise ValueError(f"give exactly one of models, slices or modules (got {what})")
         listed = [entry.model for entry in self.models or ()]
-        for ref in listed:
-            if listed.count(ref) > 1:
-                raise ValueError(f"{ref!r} is listed twice under models; list it once")
+        twice = [ref for ref, times in Counter(listed).items() if times > 1]
+        if twice:
+            raise ValueError(f"{quoted(twice[0])} is listed twice under models; list it once")
         if self.models is not None and not listed:
             raise ValueError("models is empty; list at least one model")
         return self
@@ -191,12 +224,7 @@ def read_recipe(source: Path) -> tuple[Recipe, str]:
     Raises:
         ConfigError: the file cannot be read, is not YAML, or is not a recipe.
     """
-    try:
-        text = source.read_text(encoding="utf-8")
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{source} is not a text file; give a YAML recipe") from exc
-    except OSError as exc:
-        raise ConfigError(f"cannot read recipe {source}: {exc.strerror}") from exc
+    text = read_text(source, error=ConfigError)
     return parse_recipe(text, str(source)), text
 
 
@@ -206,33 +234,25 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     Raises:
         ConfigError: not YAML, or not a recipe; says which key and what to write instead.
     """
-    try:
-        data = yaml.load(text, _UniqueKeys)
-    except yaml.YAMLError as exc:
-        said = " ".join(str(exc).replace(' in "<unicode string>"', "").split())
-        raise ConfigError(f"{where} is not valid YAML: {said}") from exc
+    data = parse_yaml(text, where, error=ConfigError)
     if not isinstance(data, dict):
         raise ConfigError(f"{where} is not a recipe: expected keys such as merge_method and models")
+    return validated(data, where)
+
+
+def validated(data: Mapping[str, Any], where: str) -> Recipe:
+    """Return the recipe that keys and values are.
+
+    Raises:
+        ConfigError: it is none; says which key and what to write instead.
+    """
     try:
         return Recipe.model_validate(data)
     except ValidationError as exc:
-        raise ConfigError(f"{where}: {'; '.join(_explain(e) for e in exc.errors())}") from exc
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, of which plain YAML keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark
-                )
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
+        errors = exc.errors(include_url=False)
+        said = [_explain(error) for error in errors[:_TOLD]]
+        more = [f"and {len(errors) - _TOLD} more"] if len(errors) > _TOLD else []
+        raise ConfigError(f"{where}: {'; '.join(said + more)}") from exc
 
 
 _KNOWN_KEYS = sorted(
@@ -256,14 +276,15 @@ def _keys_beside(error: Any) -> list[str]:
 
 
 def _explain(error: Any) -> str:
-    path = ".".join(str(part) for part in error["loc"])
+    path = one_line(".".join(str(part) for part in error["loc"]))
     if error["type"] == "extra_forbidden":
         return f"unknown key {path!r}{did_you_mean(str(error['loc'][-1]), _keys_beside(error))}"
     if error["type"] == "missing":
         return f"key {path!r} is missing"
     if error["type"] in ("model_type", "dict_type"):
         if error["loc"][0] == "models" and isinstance(error["input"], str):
-            return f"{path}: {error['input']!r} alone is no entry: write - model: {error['input']}"
-        return f"{path}: {error['input']!r} is no mapping: write KEY: VALUE below it"
+            name = one_line(error["input"])
+            return f"{path}: {name!r} alone is no entry: write - model: {name}"
+        return f"{path}: {quoted(error['input'])} is no mapping: write KEY: VALUE below it"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{path}: {message}" if path else message

@@ -11,10 +11,16 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from threading import Lock
+from typing import Any
 
+import numpy as np
+
+from omnireg.boundary.documents import parse_json
+from omnireg.boundary.files import State, open_regular, reason
+from omnireg.digests import file_sha256
 from omnireg.errors import CheckpointError
 
 #: Bytes per element of every dtype the format knows and omnireg reads.
@@ -27,12 +33,17 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 #: shards are cut at this size unless asked otherwise
 SHARD_BYTES = 5_000_000_000
 _MAX_HEADER = 100_000_000
+#: told of the address and length of every map, and of its end with a length of 0
+watch: Callable[[int, int], None] | None = None
 _ALIGN = 8
 
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """Where one tensor lives: dtype, shape, and byte range inside a shard file."""
+    """Where one tensor lives: dtype, shape, and byte range inside a shard file.
+
+    ``state`` is that of the file when its header was read.
+    """
 
     name: str
     dtype: str
@@ -40,6 +51,7 @@ class TensorHeader:
     file: Path
     start: int
     end: int
+    state: State | None = field(default=None, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -62,37 +74,44 @@ def read_header(file: Path) -> dict[str, TensorHeader]:
     Raises:
         CheckpointError: the file is missing, truncated or not safetensors.
     """
+    handle = open_regular(file)
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            raw, data_start = _header_bytes(stream, size, file)
+        state = State.of(handle)
+        raw, data_start = _header_bytes(handle, state.size, file)
     except OSError as exc:
-        raise CheckpointError(f"cannot read {file}: {exc.strerror}") from exc
+        raise CheckpointError(f"cannot read {file}: {reason(exc)}") from exc
+    finally:
+        os.close(handle)
+    header = parse_json(raw, f"the header of {file}", unique=True)
     try:
-        header = json.loads(raw)
         if not isinstance(header, dict):
             raise ValueError("not an object")
         header.pop("__metadata__", None)
-        tensors = {n: _tensor(n, entry, file, data_start) for n, entry in header.items()}
-    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        tensors = {n: _tensor(n, entry, file, data_start, state) for n, entry in header.items()}
+    except (ValueError, KeyError, TypeError) as exc:
         raise _damaged(file, f"its header cannot be read ({exc})") from exc
-    _check_ranges(tensors.values(), file, data_start, size)
+    _check_ranges(tensors.values(), file, data_start, state.size)
     return tensors
 
 
-def _header_bytes(stream: BinaryIO, size: int, file: Path) -> tuple[bytes, int]:
-    length = int.from_bytes(stream.read(8), "little")
+def _header_bytes(handle: int, size: int, file: Path) -> tuple[bytes, int]:
+    length = int.from_bytes(os.pread(handle, 8, 0), "little")
     if size < 8 or length > min(_MAX_HEADER, size - 8):
         raise _damaged(file, f"{size} bytes cannot hold the {length}-byte header it announces")
-    return stream.read(length), 8 + length
+    return os.pread(handle, length, 8), 8 + length
 
 
-def _tensor(name: str, entry: Any, file: Path, data_start: int) -> TensorHeader:
+def _tensor(
+    name: str, entry: Any, file: Path, data_start: int, state: State | None = None
+) -> TensorHeader:
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
-    if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
         raise ValueError(f"bad shape or offsets of {name}")
-    return TensorHeader(name, entry["dtype"], shape, file, data_start + begin, data_start + end)
+    dtype = entry["dtype"]
+    if not isinstance(dtype, str):
+        raise ValueError(f"bad dtype of {name}")
+    return TensorHeader(name, dtype, shape, file, data_start + begin, data_start + end, state)
 
 
 def _check_ranges(tensors: Iterable[TensorHeader], file: Path, data_start: int, size: int) -> None:
@@ -178,20 +197,78 @@ def write_index(folder: Path, where: Mapping[str, str], total: int) -> None:
 
 
 class ByteReader:
-    """Read-only views of tensors' bytes, one memory map per shard file."""
+    """Read-only views of tensors' bytes, one memory map per shard file.
 
-    def __init__(self) -> None:
-        self._maps: dict[Path, mmap.mmap] = {}
+    A file is opened once and held: it is the one whose header was read, and it stays as it was, or
+    reading from it is refused. A merge calls :meth:`check` before it believes what it read.
+    """
+
+    def __init__(self, digests: Mapping[Path, str] | None = None) -> None:
+        """Open nothing yet; ``digests`` are the sha256 that files have to have, by path."""
+        self._digests = digests or {}
+        self._files: dict[Path, _Held] = {}
+        self._lock = Lock()
 
     def __call__(self, tensor: TensorHeader) -> memoryview:
-        """Return the bytes of a tensor without copying them."""
-        if tensor.file not in self._maps:
-            with tensor.file.open("rb") as stream:
-                length = os.fstat(stream.fileno()).st_size
-                self._maps[tensor.file] = mmap.mmap(
-                    stream.fileno(), length, access=mmap.ACCESS_READ
-                )
-        return memoryview(self._maps[tensor.file])[tensor.start : tensor.end]
+        """Return the bytes of a tensor without copying them.
+
+        Raises:
+            CheckpointError: the file cannot be read, or has another digest.
+            InputChanged: it changed since its header was read.
+        """
+        held = self._files.get(tensor.file) or self._open(tensor)
+        held.check()
+        return held.view[tensor.start : tensor.end]
+
+    def check(self) -> None:
+        """Make sure that no file changed since it was opened.
+
+        Raises:
+            InputChanged: names the file.
+        """
+        for held in list(self._files.values()):
+            held.check()
+
+    def _open(self, tensor: TensorHeader) -> "_Held":
+        with self._lock:
+            if tensor.file not in self._files:
+                held = _Held(tensor.file, tensor.state)
+                wanted = self._digests.get(tensor.file)
+                if wanted is not None and file_sha256(tensor.file, held.state) != wanted:
+                    raise CheckpointError(
+                        f"{tensor.file} is not what it was when it was written: it has another"
+                        " sha256; download or copy it again"
+                    )
+                self._files[tensor.file] = held
+        return self._files[tensor.file]
+
+
+class _Held:
+    """An open file with its map; closed when nobody needs it any more."""
+
+    def __init__(self, file: Path, state: State | None) -> None:
+        self._file, self._handle, self._place = file, -1, 0
+        self._handle = open_regular(file)
+        self.state = state or State.of(self._handle)
+        self.check()
+        try:
+            found = mmap.mmap(self._handle, self.state.size, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as exc:
+            raise CheckpointError(f"cannot read {file}: {reason(exc)}") from exc
+        self.view = memoryview(found)
+        if watch:
+            self._place = int(np.frombuffer(self.view, np.uint8).ctypes.data)
+            watch(self._place, self.state.size)
+
+    def check(self) -> None:
+        """Refuse a file that changed."""
+        self.state.refuse_other(State.of(self._handle), self._file)
+
+    def __del__(self) -> None:
+        if self._place and watch:
+            watch(self._place, 0)
+        if self._handle >= 0:
+            os.close(self._handle)
 
 
 def write_shards(

@@ -2,9 +2,11 @@
 
 import logging
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
@@ -13,7 +15,12 @@ from sqlalchemy import Engine, create_engine, make_url, text
 
 from hub import Hub, connected
 from omnireg.cli import main
+from omnireg.hosting import isolation
 from tests_support import Outcome, Run, database_at
+from troubled import Bench
+
+if TYPE_CHECKING:
+    from omnireg.testing.family import Family
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +34,8 @@ def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine_co
     """Give every test a working folder, registry and digest cache of its own, and no network."""
     # a command with --quiet makes the process quiet
     logging.getLogger("omnireg").setLevel(logging.NOTSET)
+    # what was told once in a process is told once in a test
+    isolation._told.clear()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(machine_code))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMNIREG_REGISTRY", str(tmp_path / "registry.db"))
@@ -46,6 +55,33 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return Outcome(code, printed.out, printed.err)
 
     return call
+
+
+@pytest.fixture
+def bench(capfd: pytest.CaptureFixture[str], omnireg_models: "Family") -> Bench:
+    """Commands on tiny checkpoints, one recorded as m; all that is printed, by whatever means."""
+
+    def call(*arguments: object) -> Outcome:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        printed = capfd.readouterr()
+        return Outcome(code, printed.out, printed.err)
+
+    done = call("add", omnireg_models.base, "--name", "m", "--kind", "base")
+    assert done.code == 0, done.err
+    return Bench(call, omnireg_models)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the import path where distributions can be installed."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    yield folder
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

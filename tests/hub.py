@@ -11,7 +11,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -74,11 +74,12 @@ class Fault:
     """What happens instead to the next ``times`` requests that match ``METHOD path``.
 
     ``what`` is a status; ``"cut"`` closes the connection before anything happened, ``"lost"`` after
-    it happened; ``"stall"`` does not answer for ``seconds``.
+    it happened; ``"stall"`` does not answer for ``seconds``; a function is called before the proper
+    answer.
     """
 
     pattern: str
-    what: int | str
+    what: int | str | Callable[[], object]
     times: int = 1
     seconds: float = 30.0
 
@@ -93,6 +94,8 @@ class Hub:
         self.stored: dict[str, bytes] = {}
         self.log: list[str] = []
         self.faults: list[Fault] = []
+        #: answered in the place of every description of a repository
+        self.odd: bytes | None = None
         #: called before a commit is made, to change something meanwhile
         self.meanwhile: Callable[[], None] | None = None
         self.lock = threading.RLock()
@@ -107,7 +110,7 @@ class Hub:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> "Hub":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -122,16 +125,29 @@ class Hub:
         return self.repos[name]
 
     def commit(
-        self, name: str, files: dict[str, bytes], message: str = "by hand", branch: str = "main"
+        self,
+        name: str,
+        files: Mapping[str, bytes],
+        message: str = "by hand",
+        branch: str = "main",
+        *,
+        lfs: bool = True,
     ) -> Commit:
-        """Commit files as somebody else would."""
+        """Commit files as somebody else would, large ones to LFS."""
         made = {
             path: File(len(data), data)
-            if path.endswith(REGULAR)
+            if path.endswith(REGULAR) or not lfs
             else File(len(data), None, self.store(data))
             for path, data in files.items()
         }
         return self.add(self.repo(name), made, [], message, branch)
+
+    def only(self, name: str, files: Mapping[str, bytes], *, lfs: bool = True) -> Commit:
+        """Commit files to a repository that has no others."""
+        made = self.commit(name, files, lfs=lfs)
+        for path in set(made.files) - set(files):
+            del made.files[path]
+        return made
 
     def store(self, data: bytes) -> str:
         """Keep a large file and return its digest."""
@@ -198,6 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
                     raise _Lost
                 if isinstance(fault.what, int):
                     return self._say(fault.what, {"error": "injected"})
+                if callable(fault.what):
+                    fault.what()
             with self.server_hub.lock:
                 answer = self._route()
             if fault is not None and fault.what == "lost":
@@ -387,6 +405,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def info(self, repo: str, revision: str | None = None) -> Callable[[], None]:
         """GET /api/models/ID[/revision/REV]."""
+        if self.server_hub.odd is not None:
+            return self._later(200, self.server_hub.odd)
         commit, refused = self._commit(repo, revision or "main")
         if commit is None:
             return refused

@@ -118,22 +118,36 @@ def test_side_outputs_that_are_right(here: Path, merge: Merge, run: Run) -> None
         ),
         (
             said_by("found = {k: Decoupling(p.vector, p.mask[:1]) for k, p in found.items()}"),
-            "it has to be boolean and",
+            "it has to be dense, torch.bool and of shape",
         ),
         (
             said_by("found = {k: Decoupling(p.vector, ~p.mask) for k, p in found.items()}"),
             "keeps elements that the task vector does not have",
         ),
-        (said_by("found = None"), "TypeError: "),
+        (
+            said_by("found = None"),
+            "side_outputs decouples NoneType; it has to decouple family/image",
+        ),
+        (said_by("found = {k: v.mask for k, v in found.items()}"), "no Decoupling but Tensor"),
+        (said_by("star = star.to_sparse()"), "a task vector of the layout torch.sparse_coo"),
+        (said_by("star = 1.0"), "a task vector that is no tensor but float"),
+        (
+            said_by(
+                "star = star * float('nan')\n        found = {k: Decoupling("
+                "p.vector, p.mask & False) for k, p in found.items()}"
+            ),
+            "side makes NaN or Inf of finite inputs",
+        ),
+        (said_by("raise SystemExit(0)"), "SystemExit: 0"),
     ],
 )
 def test_side_outputs_that_are_wrong(here: Path, merge: Merge, now: str, said: str) -> None:
     """No package of something else is written, and nothing is left of it."""
     done = merge(END, now, PACKAGE)
     assert done.code == 1
-    assert done.err.startswith("error: side: ")
+    assert done.err.startswith("error: side")
     assert said in done.err
-    assert ", in tensor " in done.err
+    assert "in tensor " in done.err
     assert not list(here.glob("out*"))
 
 
@@ -141,7 +155,17 @@ def test_side_outputs_that_are_wrong(here: Path, merge: Merge, now: str, said: s
     ("was", "now", "said"),
     [
         ("    def rescaling(", "    def rescalling(", "no rescaling, which a package needs"),
-        ("        return None\n", "        return 3\n", "AttributeError: 'int' object has no"),
+        (
+            "        return None\n",
+            "        return 3\n",
+            "rescaling gives 3; it has to be None or Rescaling",
+        ),
+        (
+            "        return None\n",
+            "        from omnireg.hookspecs import Rescaling as R\n        return R(3, 'tensor')\n",
+            "has to be None or Rescaling(1 or 2",
+        ),
+        ("        return None\n", "        raise SystemExit\n", "error: side: SystemExit"),
     ],
 )
 def test_rescaling_that_is_wrong(here: Path, merge: Merge, was: str, now: str, said: str) -> None:

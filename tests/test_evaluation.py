@@ -139,7 +139,7 @@ def test_files_that_are_no_results_are_refused(tmp_path: Path, run: Run, family:
     """Samples, damaged JSON, missing files and files without numbers, each with its reason."""
     file = tmp_path / "f.json"
     for text, said in (
-        ('{"results": {"t": {', "no JSON file"),
+        ('{"results": {"t": {', "is damaged (Expecting"),
         ("[1, 2]", "no results of lm-eval"),
         ('{"results": [1]}', "no `results` by task"),
         ('{"results": {}}', "no numbers"),
@@ -351,7 +351,7 @@ def test_items_that_cannot_be_asked_say_which_line(tmp_path: Path) -> None:
             read_items(file)
         assert said in str(caught.value)
     file.write_text('{"prompt": "a"')
-    with pytest.raises(EvaluationError, match="no JSON object"):
+    with pytest.raises(EvaluationError, match=r"jsonl:1 is damaged .*; write one JSON object"):
         read_items(file)
     file.write_text("\n")
     with pytest.raises(EvaluationError, match="has no items"):

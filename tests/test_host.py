@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,18 +47,6 @@ def first(group: TensorGroup) -> torch.Tensor:
 def omnireg_register_strategies(register):
     register(merge_method(name="fresh", pretty_name="Fresh", reference_url="https://x.org")(first))
 """
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on the import path where distributions can be installed."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-    yield folder
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", "")).startswith(str(folder)):
-            del sys.modules[name]
 
 
 def good(site: Path, name: str, strategy: str) -> None:
@@ -145,9 +132,10 @@ def test_a_strategy_that_cannot_be_imported_harms_nobody_else(
     host = PluginHost()
     host.install()
     assert "hollow" in caplog.text
-    names = [entry["name"] for entry in json.loads(run("strategies", "--json").out)]
-    assert "mmer" in names
-    assert "hollow" not in names
+    listed = {entry["name"]: entry for entry in json.loads(run("strategies", "--json").out)}
+    assert listed["mmer"]["status"] == "ok"
+    assert listed["hollow"]["status"] == "broken"
+    assert "RuntimeError: hollow" in listed["hollow"]["error"]
     with pytest.raises(PluginError, match="of omnireg-hollow cannot be imported"):
         host.strategies["hollow"].load()
 
@@ -199,7 +187,7 @@ def test_a_single_file_plugin_is_known_by_its_digest(tmp_path: Path) -> None:
     file.write_text("import nothing_of_that_name")
     with pytest.raises(PluginError, match="is broken: ModuleNotFoundError"):
         PluginHost().load_file(file)
-    with pytest.raises(PluginError, match="cannot read plugin"):
+    with pytest.raises(PluginError, match="cannot read"):
         PluginHost().load_file(tmp_path / "none.py")
 
 
@@ -225,7 +213,7 @@ def test_listing_plugins_and_help_do_not_import_torch(site: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(site)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])},
         capture_output=True,
         text=True,
         check=False,
@@ -251,7 +239,7 @@ def test_plugins_and_strategies_commands_follow_the_contract(site: Path, run: Ru
     assert {"shown", "mmer", "ties", "linear"} <= set(names)
     assert set(strategies[0]) == {
         "name", "pretty_name", "reference", "distribution", "version", "accelerated",
-        "parameters",
+        "parameters", "status", "error",
     }  # fmt: skip
     accelerated = {entry["name"]: entry["accelerated"] for entry in strategies}
     assert accelerated["mmer"]

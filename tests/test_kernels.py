@@ -67,11 +67,10 @@ def family(count: int, models: int, kind: Kind, seed: int = 0) -> list[torch.Ten
 
 def chunks_of(tensors: Sequence[torch.Tensor], kind: Kind, size: int) -> list[Chunk]:
     """Cut tensors into chunks, the first tensor being the base."""
-    width = BITS[kind] // 8
-    places = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
     count = tensors[0].numel()
+    arrays = [bits(tensor, kind) for tensor in tensors]
     return [
-        Chunk(kind, min(size, count - start), places + start * width, 0)
+        Chunk(kind, min(size, count - start), tuple(a[start : start + size] for a in arrays), 0)
         for start in range(0, count, size)
     ]
 

@@ -26,7 +26,7 @@ from omnireg.registry import Kind, Registry, Role
 from omnireg.strategies.kernels import coding
 from omnireg.strategies.thresholds import Kind as Number
 from omnireg.subjects import open_subject
-from tests_support import Run
+from tests_support import Run, reseal
 
 SENSES = ("image", "audio", "video")
 STORAGE = {Number.BF16: np.uint16, Number.F16: np.uint16, Number.F32: np.uint32}
@@ -190,7 +190,7 @@ def test_what_is_recovered_is_measured(here: Path) -> None:
     model = package.model_of("audio")
     for name in package.vector:
         own = torch.frombuffer(bytearray(reader(name)), dtype=torch.bfloat16).double()
-        zero = torch.frombuffer(bytearray(package._read(base.header(name))), dtype=torch.bfloat16)
+        zero = torch.frombuffer(bytearray(package.read(base.header(name))), dtype=torch.bfloat16)
         vector = own - zero.double()
         star = torch.from_numpy(package.task_vector(name).view(np.int16)).view(torch.bfloat16)
         kept = torch.where(torch.from_numpy(package.mask(name, model)), star.double(), 0)
@@ -349,13 +349,18 @@ def test_a_damaged_package_is_told(here: Path) -> None:
     with pytest.raises(CheckpointError, match="truncated"):
         extract(Package(folder), "image", here / "x")
     vector.write_bytes(whole)
-    (folder / "omnireg.json").write_text(manifest.replace('"version": 1', '"version": 2'))
-    with pytest.raises(CheckpointError, match="upgrade omnireg"):
-        Package(folder)
+    newer = (('"version": 1', '"version": 2'), ('"format": 2', '"format": 3'))
+    for old, new in newer:
+        (folder / "omnireg.json").write_text(manifest.replace(old, new))
+        with pytest.raises(CheckpointError, match="upgrade omnireg"):
+            Package(folder, trust=True)
     (folder / "omnireg.json").write_text(manifest)
     index = folder / "vector.safetensors.index.json"
     index.write_text(index.read_text().replace(vector.name, "../../secret.safetensors"))
-    with pytest.raises(CheckpointError, match="names a file outside"):
+    with pytest.raises(CheckpointError, match=r"index\.json was changed"):
+        Package(folder)
+    reseal(folder)
+    with pytest.raises(CheckpointError, match="which would leave the folder"):
         extract(Package(folder), "image", here / "x")
     assert not (here / "x").exists()
     with pytest.raises(CheckpointError, match="is not a package"):

@@ -2,10 +2,12 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -455,6 +457,24 @@ def test_a_killed_publish_goes_on(either: Hub, book: Registry, tmp_path: Path) -
     assert len(book.publications("omni")) == 1
 
 
+def test_pickles_are_not_published(hub: Hub, book: Registry) -> None:
+    """By name or by content; the voices that a class has in no other form are, with a warning."""
+    for name, data in (("evil.PT", b"x"), ("notes.txt", pickle.dumps({"a": 1}))):
+        file = Path("omni", name)
+        file.write_bytes(data)
+        with pytest.raises(PublishError, match="pickled"):
+            plan_publication(book, "omni", REPO)
+        file.unlink()
+    Path("omni/spk_dict.pt").write_bytes(pickle.dumps({"Ethan": 1}))
+    plan = plan_publication(book, "omni", REPO)
+    assert any("spk_dict.pt is published though it is pickled" in line for line in plan.warnings)
+    carry_out(book, plan)
+    assert "spk_dict.pt" in hub.repos[REPO].branches["main"][-1].files
+    with pytest.raises(PublishError, match="--allow-pickle"):
+        pull(book, REPO, to=Path("back"))
+    assert pull(book, REPO, to=Path("back"), allow_pickle=True).files == len(plan.items) + 1
+
+
 def test_what_is_not_what_was_recorded_stays_here(hub: Hub, book: Registry) -> None:
     """Changed weights, a missing folder, a pickle: refused before the Hub hears of it."""
     Path("omni/evil.bin").write_bytes(b"pickle")
@@ -483,9 +503,18 @@ def test_what_is_no_repository_is_said_first(book: Registry, run: Run) -> None:
 
 def test_cards_that_cannot_be_read(hub: Hub, book: Registry) -> None:
     """A repository whose card is broken is left alone."""
-    hub.commit(REPO, {"README.md": b"---\n{: [\n---\nhello\n"})
-    with pytest.raises(PublishError, match="cannot be read"):
-        plan_publication(book, "omni", REPO)
+    bomb = "a: &a [x]\n" + "".join(
+        f"{b}: &{b} [{', '.join([f'*{a}'] * 30)}]\n" for a, b in pairwise("abcdefg")
+    )
+    for text in ("{: [\n", bomb, "a: " + "[" * 500, "tags: 1\n---\n\xff"):
+        hub.commit(REPO, {"README.md": f"---\n{text}\n---\nhello\n".encode("latin1")})
+        with pytest.raises(PublishError, match=r"acme/tiny-omni.*(cannot be read|UTF-8)"):
+            plan_publication(book, "omni", REPO)
+    hub.commit(REPO, {"README.md": b"---\ntags: 1\n---\nhello\n"})
+    hub.commit("acme/base", {"README.md": f"---\n{bomb}license: mit\n---\n".encode()})
+    plan = plan_publication(book, "omni", REPO)
+    assert "no parent's licence is known" in plan.warnings[0]
+    assert "- '1'" in plan.card_diff
     assert card.split("no metadata") == ({}, "no metadata")
     assert card.split("---\nunclosed") == ({}, "---\nunclosed")
 
@@ -608,6 +637,8 @@ def test_files_are_fetched(hub: Hub, book: Registry, tmp_path: Path, run: Run) -
         assert run(*other, "add", name, "--name", name).code == 0
     again = run(*other, "verify", "omni", "--rerun")
     assert again.code == 0, again.err
+    assert run("pull", REPO, "--to", "back").code == 0
+    Path("back/mine.txt").touch()
     assert "already exists" in run("pull", REPO, "--to", "back").err
     Path("other.db").unlink()
     assert [path.name for path in Path().glob("back*")] == ["back"]

@@ -152,7 +152,7 @@ def test_weights_of_every_route(package: Package, route: Route) -> None:
     """As the formulas say, from the dense vector and masks; in any number of threads."""
     weights = Weights(package, torch.float32)
     for name in ("model.layers.1.mlp.down_proj.weight", "lm_head.weight", "model.norm.weight"):
-        zero = _dense(bytearray(package._read(package.base.header(name))))
+        zero = _dense(bytearray(package.read(package.base.header(name))))
         star = _dense(package.task_vector(name))
         masks = [torch.from_numpy(package.mask(name, package.models[m])) for m in route.models]
         match route.blend:
@@ -362,7 +362,7 @@ class ByToken:
 
 
 def _set(package: Package, name: str, route: Route) -> Tensor:
-    zero, star = _dense(package._read(package.base.header(name))), _dense(package.task_vector(name))
+    zero, star = _dense(package.read(package.base.header(name))), _dense(package.task_vector(name))
     if route is MERGED:
         return (zero + star).bfloat16().float()
     kept = torch.from_numpy(package.mask(name, package.models[str(route.model)]))

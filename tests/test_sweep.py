@@ -90,13 +90,13 @@ def test_inputs_are_read_side_by_side(tmp_path: Path, monkeypatch: pytest.Monkey
     from omnireg.engine import tensors
 
     order: list[tuple[str, str]] = []
-    enter = tensors.View.__enter__
+    chunk = tensors.Job.chunk
 
-    def entered(self: Any) -> Any:
-        order.append((self._job.settings.plan.recipe.parameters["alpha0"], self._job.merged.name))
-        return enter(self)
+    def looked(self: Any, number: int) -> Any:
+        order.append((self.settings.plan.recipe.parameters["alpha0"], self.merged.name))
+        return chunk(self, number)
 
-    monkeypatch.setattr(tensors.View, "__enter__", entered)
+    monkeypatch.setattr(tensors.Job, "chunk", looked)
     texts = {str(a): f"{TEXT}parameters: {{alpha0: {a}}}\n" for a in (0.1, 0.2, 0.3)}
     merge_together(jobs(tmp_path, texts), threads=1, record=False)
     names = [name for _, name in order]
@@ -116,10 +116,10 @@ def test_one_failure_stops_all_and_loses_nothing(
     texts = {str(a): f"{TEXT}parameters: {{alpha0: {a}}}\n" for a in (0.1, 0.2)}
     complete = running._complete
 
-    def failing(planned: Any, output: Any, folder: Path, how: Any) -> None:
+    def failing(planned: Any, output: Any, folder: Path, how: Any, digests: Any) -> None:
         if folder.name.startswith("0.1"):
             raise OSError(28, "No space left on device")
-        complete(planned, output, folder, how)
+        complete(planned, output, folder, how, digests)
 
     monkeypatch.setattr(running, "_complete", failing)
     book = Registry(tmp_path / "r.db")

@@ -5,8 +5,11 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import make_url
+
+from omnireg import contents
 
 _TASK = """
 task: {name}
@@ -44,6 +47,12 @@ def distribution(site: Path, name: str, source: str, version: str = "1.0") -> No
     info.mkdir(exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     (info / "entry_points.txt").write_text(f"[omnireg]\nplugin = {module}\n")
+
+
+def reseal(folder: Path, said: Mapping[str, Any] | None = None) -> None:
+    """Write ``omnireg.json`` anew, as somebody would who wants an edited folder to be believed."""
+    told = json.loads((folder / contents.NAME).read_text()) | dict(said or {})
+    contents.write(folder, {k: v for k, v in told.items() if k not in ("files", "seal")})
 
 
 def database_at(server: str, name: str) -> str:

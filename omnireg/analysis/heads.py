@@ -29,6 +29,7 @@ from omnireg.analysis.salience import (
     read_run,
     write_run,
 )
+from omnireg.boundary.files import read_text, reason, write_text
 from omnireg.digests import cache_folder
 from omnireg.errors import EvaluationError
 from omnireg.subjects import Item, Subject
@@ -158,16 +159,16 @@ def _prepare(folder: Path | None, about: dict[str, Any]) -> Path:
     place = folder or cache_folder() / "heads" / sha256(text.encode()).hexdigest()
     try:
         place.mkdir(parents=True, exist_ok=True)
-        said = place / _ABOUT
-        if said.exists() and said.read_text(encoding="utf-8") != text:
-            raise EvaluationError(
-                f"{place} holds logits of another model, mask or file; name another folder"
-            )
-        if not said.exists() and any(place.iterdir()):
-            raise EvaluationError(f"{place} holds something else; name a new folder")
-        said.write_text(text, encoding="utf-8")
+        said, empty = place / _ABOUT, not any(place.iterdir())
     except OSError as exc:
-        raise EvaluationError(f"cannot write to {place}: {exc.strerror}") from exc
+        raise EvaluationError(f"cannot write to {place}: {reason(exc)}") from exc
+    if said.exists() and read_text(said, error=EvaluationError) != text:
+        raise EvaluationError(
+            f"{place} holds logits of another model, mask or file; name another folder"
+        )
+    if not said.exists() and not empty:
+        raise EvaluationError(f"{place} holds something else; name a new folder")
+    write_text(said, text, EvaluationError)
     return place
 
 
@@ -179,10 +180,17 @@ def _kept(
         try:
             return read_run(file)
         except EvaluationError:
-            file.unlink()
+            _remove(file)
     found = asking(begin)
     write_run(file, found)
     return found
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink()
+    except OSError as exc:
+        raise EvaluationError(f"cannot replace {file}: {reason(exc)}") from exc
 
 
 class _Asking:

@@ -7,6 +7,7 @@ most likely option ("probability accuracy"), and a divergence between the option
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omnireg.boundary.files import replacing
+from omnireg.boundary.documents import parse_json, read_json
+from omnireg.boundary.files import open_regular, reason, replacing
+from omnireg.boundary.text import quoted
 from omnireg.errors import EvaluationError
 
 ORIGINAL = "original"
 _HEAD = re.compile(r"layer(\d+)-head(\d+)\.jsonl(\.gz)?")
+#: answers and logits of all questions are far shorter
+_LONGEST_LINE = 1 << 26
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -203,16 +208,28 @@ def read_run(file: Path) -> dict[str, Asked]:
     try:
         for line in _lines(file):
             number += 1
-            for name, (answer, logits) in json.loads(line).items() if line.strip() else ():
-                found[str(name)] = Asked(str(answer), tuple(float(value) for value in logits))
-                if len(logits) < 2 or not np.isfinite(found[str(name)].logits).all():
-                    raise ValueError("two or more finite logits are needed")
-    except (OSError, EOFError) as exc:
-        raise EvaluationError(f"cannot read {file}: {exc}") from exc
-    except (ValueError, TypeError, AttributeError) as exc:
+            if line.strip():
+                found |= _asked(parse_json(line, f"{file}:{number}", error=EvaluationError))
+    except (OSError, EOFError, zlib.error) as exc:
+        raise EvaluationError(f"cannot read {file}: {reason(exc)}") from exc
+    except (ValueError, TypeError, AttributeError, OverflowError) as exc:
         raise EvaluationError(f'{file}:{number}: no {{"id": [answer, [logits]]}}: {exc}') from exc
     if not found:
         raise EvaluationError(f"{file} is empty")
+    return found
+
+
+def _asked(said: Any) -> dict[str, Asked]:
+    """Return what a line says.
+
+    Raises:
+        ValueError, TypeError, AttributeError, OverflowError: it has another form.
+    """
+    found = {}
+    for name, (answer, logits) in said.items():
+        found[name] = Asked(str(answer), tuple(float(value) for value in logits))
+        if len(logits) < 2 or not np.isfinite(found[name].logits).all():
+            raise ValueError("two or more finite logits are needed")
     return found
 
 
@@ -237,31 +254,29 @@ def file_of(folder: Path, layer: int, number: int) -> Path:
     return folder / f"layer{layer:02d}-head{number:02d}.jsonl.gz"
 
 
-def _lines(file: Path) -> Iterator[str]:
-    if file.suffix == ".gz":
-        with gzip.open(file, "rt", encoding="utf-8") as stream:
-            yield from stream
-    else:
-        with file.open(encoding="utf-8") as stream:
-            yield from stream
+def _lines(file: Path) -> Iterator[bytes]:
+    with (
+        open(open_regular(file, EvaluationError), "rb") as raw,  # noqa: PTH123 - a descriptor
+        gzip.open(raw) if file.suffix == ".gz" else raw as stream,
+    ):
+        while line := stream.readline(_LONGEST_LINE + 1):
+            if len(line) > _LONGEST_LINE:
+                raise ValueError("the line is too long")
+            yield line
 
 
 def _answers(file: Path, run: Run) -> dict[str, Key]:
-    try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise EvaluationError(f"cannot read {file}: {exc.strerror}; check the path") from exc
-    except ValueError as exc:
-        raise EvaluationError(f"{file} is no JSON file: {exc}") from exc
+    said = read_json(file, error=EvaluationError, remedy="write a JSON object: id → letter")
     if not isinstance(said, dict):
         raise EvaluationError(f"{file} is no JSON object: id → letter")
     found = {}
     for name, asked in run.items():
-        letter = str(said.get(name, ""))
+        letter = said.get(name, "")
         letters: Sequence[str] = _LETTERS[: len(asked.logits)]
-        if len(letter) != 1 or letter not in letters:
+        if not isinstance(letter, str) or len(letter) != 1 or letter not in letters:
             raise EvaluationError(
-                f"{file}: question {name} has the answer {letter!r}; one of {', '.join(letters)}"
+                f"{file}: question {name} has the answer {quoted(letter)}; one of"
+                f" {', '.join(letters)}"
             )
         found[name] = Key(letter, letters.index(letter))
     return found

@@ -24,10 +24,11 @@ from omnireg.planning import Merged, Plan, plan
 from omnireg.recipe import Recipe
 from omnireg.shards import ByteReader
 from omnireg.sources import Source
+from omnireg.strategies.kernels import faults
 from omnireg.strategies.kernels.choose import KINDS
 from omnireg.strategies.kernels.comparing import compare
-from omnireg.strategies.kernels.formats import all_finite
 from omnireg.strategies.kernels.fused import STORAGE
+from omnireg.strategies.kernels.views import address, finite, width
 from omnireg.strategies.task_vectors import SPAN
 from omnireg.strategies.thresholds import Kind
 from omnireg.tensors import as_tensor
@@ -171,9 +172,11 @@ class Vectors:
 
     def _chunks(self, threads: int | None) -> Iterator[tuple[str, Sums]]:
         """Yield the sums of every chunk in order, while threads look at the next few."""
+        faults.guard()
         count, read = threads or os.cpu_count() or 1, ByteReader()
         with ThreadPoolExecutor(count, thread_name_prefix="omnireg-analysis") as pool:
             yield from in_order(pool, self._looks(read), count + 1)
+        read.check()
 
     def _looks(self, read: ByteReader) -> Iterator[Callable[[], tuple[str, Sums]]]:
         for merged in self.plan.merged.values():
@@ -188,17 +191,18 @@ class Vectors:
         arrays, kinds = [], []
         for ref in (base, *self.models):
             kind, array = _elements(of.get(ref, of[base]), start, stop, read)
-            if not all_finite(int(kind), int(array.ctypes.data), stop - start):
+            if not finite(int(kind), array, stop - start):
+                read.check()  # or is it that somebody writes to it?
                 raise nonfinite(ref, merged.name)
             arrays.append(array)
             kinds.append(int(kind))
         found = Sums.none(len(self.models))
         found.numel = stop - start
+        sizes = [(stop - start) * width(kind) for kind in kinds]
+        places = [address(array, size) for array, size in zip(arrays, sizes, strict=True)]
         compare(
-            np.array(kinds, np.int64),
-            np.array([array.ctypes.data for array in arrays], np.int64),
-            stop - start, found.absolute, found.largest, found.moved, found.products,
-            found.agree, found.oppose, found.shared,
+            np.array(kinds, np.int64), np.array(places, np.int64), stop - start, found.absolute,
+            found.largest, found.moved, found.products, found.agree, found.oppose, found.shared,
         )  # fmt: skip
         return merged.name, found
 

@@ -7,6 +7,7 @@ it up are refused before anything is built of them.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +16,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from omnireg.boundary.files import read_bytes, read_text
+from omnireg.boundary.text import one_line, quoted
 from omnireg.errors import CheckpointError, OmniregError, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
 #: with its aliases written out, a YAML document may be so many times as long as it is
 _EXPANSION = 10
 _SMALL = 100_000
+#: a whole number of more bits cannot be written in decimal digits again
+_BITS = 14_000
 _surrogate = re.compile(rb"\\u[dD][89a-fA-F]")
 _AGAIN = "download or copy it again"
 
@@ -31,6 +35,8 @@ def read_json(
     error: type[OmniregError] = CheckpointError,
     unique: bool = False,
     infinite: bool = False,
+    loose: bool = False,
+    remedy: str = _AGAIN,
 ) -> Any:
     """Return what a JSON file holds.
 
@@ -39,12 +45,15 @@ def read_json(
         error: what to raise.
         unique: refuse a key that stands twice in one object.
         infinite: accept ``Infinity``, which some classes have in their config.
+        loose: accept ``Infinity`` and ``NaN``, which programs write where they failed to measure.
+        remedy: what to do about a damaged one.
 
     Raises:
         OmniregError: of the class ``error``; the file cannot be read, or is damaged.
     """
+    data = read_bytes(path, error=error)
     return parse_json(
-        read_bytes(path, error=error), path, error=error, unique=unique, infinite=infinite
+        data, path, error=error, unique=unique, infinite=infinite, loose=loose, remedy=remedy
     )
 
 
@@ -55,23 +64,34 @@ def parse_json(
     error: type[OmniregError] = CheckpointError,
     unique: bool = False,
     infinite: bool = False,
+    loose: bool = False,
+    remedy: str = _AGAIN,
 ) -> Any:
     """Return what JSON text holds, see :func:`read_json`."""
     raw = data.encode(errors="surrogatepass") if isinstance(data, str) else data
     try:
         found = json.loads(
             raw.decode("utf-8-sig"),
-            parse_constant=_constant(infinite),
+            parse_constant=float if loose else _constant(infinite),
+            parse_float=float if loose or infinite else _finite,
             object_pairs_hook=_once if unique else None,
         )
         if _surrogate.search(raw):
             check_text(found)
     except RecursionError as exc:
-        raise error(f"{where} is damaged (it is nested too deeply); {_AGAIN}") from exc
+        raise _damaged(where, "it is nested too deeply", remedy, error) from exc
     except ValueError as exc:
-        said = str(exc).partition("; use sys.")[0]
-        raise error(f"{where} is damaged ({said}); {_AGAIN}") from exc
+        raise _damaged(where, told(exc), remedy, error) from exc
     return found
+
+
+def _damaged(where: object, said: str, remedy: str, error: type[OmniregError]) -> OmniregError:
+    return error(f"{where} is damaged ({said})" + (f"; {remedy}" if remedy else ""))
+
+
+def told(exc: BaseException) -> str:
+    """Return what an error says of a document, on one line, without advice for programmers."""
+    return " ".join(str(exc).partition("; use sys.")[0].split())
 
 
 def _constant(infinite: bool) -> Any:
@@ -83,12 +103,31 @@ def _constant(infinite: bool) -> Any:
     return constant
 
 
+def _finite(word: str) -> float:
+    number = float(word)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{word[:40]} is too large a number")
+    return number
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {quoted(twice)} stands twice")
     return found
+
+
+def refuse_twice(data: bytes | str) -> None:
+    """Refuse JSON text in which a key stands twice in one object, of which parsers keep the last.
+
+    Raises:
+        ValueError: it does; names the key.
+    """
+    _unique.decode(data.decode() if isinstance(data, bytes) else data)
+
+
+_unique = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def check_text(value: Any) -> None:
@@ -115,22 +154,50 @@ def check_text(value: Any) -> None:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which a key is one word and stands once, of which plain YAML keeps the last."""
+    """YAML in which a key is one word and stands once, of which plain YAML keeps the last.
+
+    A value that its form promises and that is none, such as the date 2001-99-99, has a line.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Return the value of a node."""
+        try:
+            found = super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+            kind = node.tag.rpartition(":")[2]
+            raise _odd(f"{quoted(node.value)} is no {kind}", node) from exc
+        if isinstance(found, int) and found.bit_length() > _BITS:
+            raise _odd(f"{quoted(node.value)} is too large a number", node)
+        return found
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """Return the text of a node; two escapes that JSON writes for one character are one."""
+        text = super().construct_scalar(node)
+        if not isinstance(text, str) or text.isascii():
+            return text
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeError as exc:
+            raise _odd(f"{quoted(text)} is no valid text", node) from exc
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Return a mapping."""
-        seen: set[str] = set()
+        seen: set[Hashable] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _odd_key("a key is one word, not a list or a mapping", key)
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise _odd_key(f"the key {key.value!r} stands here twice", key)
-            seen.add(key.value)
+                raise _odd("a key is one word, not a list or a mapping", key)
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            # 1 and 0x1 are one key, and so are 1 and "1" wherever it is written as JSON
+            words = {key.value, self.construct_object(key)}
+            if seen & words:
+                raise _odd(f"the key {quoted(key.value)} stands here twice", key)
+            seen |= words
         return super().construct_mapping(node, deep)
 
 
-def _odd_key(what: str, key: yaml.Node) -> yaml.constructor.ConstructorError:
-    return yaml.constructor.ConstructorError(None, None, what, key.start_mark)
+def _odd(what: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
 
 
 def read_yaml(path: Path, *, error: type[OmniregError]) -> Any:
@@ -160,16 +227,14 @@ def compose_yaml(
     Raises:
         OmniregError: of the class ``error``; see :func:`read_yaml`.
     """
-    loader = Loader("")
     try:
-        loader.dispose()
         loader = Loader(text)
         node = loader.get_single_node()
         if node is not None:
             _check_expanded(node, text, where, error)
+        return loader, node
     except (yaml.YAMLError, RecursionError, ValueError) as exc:
         raise _no_yaml(exc, where, error) from exc
-    return loader, node
 
 
 def construct_yaml(
@@ -181,11 +246,9 @@ def construct_yaml(
         OmniregError: of the class ``error``; see :func:`read_yaml`.
     """
     try:
-        found = loader.construct_object(node, deep=True)
-        check_text(found)
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as exc:
+        return loader.construct_object(node, deep=True)
+    except (yaml.YAMLError, RecursionError) as exc:
         raise _no_yaml(exc, where, error) from exc
-    return found
 
 
 def _check_expanded(root: yaml.Node, text: str, where: object, error: type[OmniregError]) -> None:
@@ -223,14 +286,19 @@ def _no_yaml(exc: BaseException, where: object, error: type[OmniregError]) -> Om
         mark = exc.problem_mark or exc.context_mark
         line = mark.line + 1 if mark else 1
         return error(f"{where}:{line}: no valid YAML: {exc.problem}: correct it")
-    return error(f"{where} is not valid YAML: {' '.join(str(exc).split())}: correct it")
+    return error(f"{where} is not valid YAML: {told(exc)}: correct it")
 
 
 # values
 
 
 def validated(
-    model: type[M], data: Any, where: object, *, error: type[OmniregError] = CheckpointError
+    model: type[M],
+    data: Any,
+    where: object,
+    *,
+    error: type[OmniregError] = CheckpointError,
+    remedy: str = _AGAIN,
 ) -> M:
     """Return data as a model of ours.
 
@@ -241,12 +309,12 @@ def validated(
         return model.model_validate(data)
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
-        path = ".".join(map(str, first["loc"]))
+        path = one_line(".".join(map(str, first["loc"])))
         said = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             said = f"unknown key{did_you_mean(str(first['loc'][-1]), model.model_fields)}"
         elif first["type"] == "missing":
             said = "is missing"
-        raise error(f"{where} is damaged ({path}: {said}); {_AGAIN}") from exc
+        raise _damaged(where, f"{path}: {said}" if path else said, remedy, error) from exc
     except RecursionError as exc:
-        raise error(f"{where} is damaged (it is nested too deeply); {_AGAIN}") from exc
+        raise _damaged(where, "it is nested too deeply", remedy, error) from exc

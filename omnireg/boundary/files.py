@@ -10,17 +10,50 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import IO
+from typing import IO, Self
 
-from omnireg.errors import CheckpointError, ConfigError, OmniregError
+from omnireg.errors import CheckpointError, ConfigError, InputChanged, OmniregError
 
 #: documents are kept in memory whole; longer ones are refused
 LARGEST_DOCUMENT = 1 << 30
 _STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR = re.compile(r"/dev/std(?:out|err)|(?:/dev|/proc/self)/fd/([0-9]+)")
 _PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What tells a file from what it was before: a change of its bytes changes one of these."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    device: int
+
+    @classmethod
+    def of(cls, file: Path | int) -> Self:
+        """Return the state of a path, or of an open descriptor."""
+        found = os.fstat(file) if isinstance(file, int) else file.stat()
+        return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
+
+    def refuse_other(self, now: "State", file: Path) -> None:
+        """Refuse a file that is in another state now.
+
+        Raises:
+            InputChanged: says how it changed, and what to do.
+        """
+        if now == self:
+            return
+        how = "was replaced" if now.inode != self.inode else "was changed"
+        if now.size < self.size:
+            how = f"was shortened from {self.size:,} to {now.size:,} bytes"
+        raise InputChanged(
+            f"{file} {how} while it was used; wait until nobody writes to it, and start again"
+        )
 
 
 def open_regular(path: Path, error: type[OmniregError] = CheckpointError) -> int:

@@ -5,6 +5,8 @@ through :func:`place` alone: relative, below the folder, without a symbolic link
 """
 
 import re
+import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from omnireg.boundary.text import is_plain
@@ -28,11 +30,8 @@ def relative(name: object, where: object, error: type[OmniregError] = Checkpoint
     Raises:
         OmniregError: of the class ``error``; says what is wrong with the name.
     """
-    wrong = _wrong(name)
-    if wrong:
-        raise error(
-            f"{where} names the file {_short(name)}, which {wrong}; do not trust where it came from"
-        )
+    if said := fault(name):
+        raise error(f"{where} names the file {said}; do not trust where it came from")
     return str(name)
 
 
@@ -42,10 +41,9 @@ def part(name: object, where: object, error: type[OmniregError] = CheckpointErro
     Raises:
         OmniregError: of the class ``error``; says what is wrong with the name.
     """
-    found = relative(name, where, error)
-    if "/" in found:
-        raise error(f"{where} names {_short(name)}, which is a path; a plain name is expected")
-    return found
+    if said := fault(name, alone=True):
+        raise error(f"{where} names the file {said}; do not trust where it came from")
+    return str(name)
 
 
 def place(
@@ -63,6 +61,60 @@ def place(
         if path.is_symlink():
             raise error(f"{path} is a symbolic link; copy the file itself there (named by {where})")
     return path
+
+
+def together(
+    names: Iterable[object], where: object, error: type[OmniregError] = CheckpointError
+) -> list[str]:
+    """Return names of files that can lie in one folder, whatever the file system.
+
+    Raises:
+        OmniregError: of the class ``error``; one of them cannot be (see :func:`relative`), is part
+            of a git repository, is another one's folder, or is another one written in other case.
+    """
+    found = [relative(name, where, error) for name in names]
+    known: dict[str, str] = {}
+    for name in found:
+        folded = _folded(name)
+        if ".git" in folded.split("/"):
+            raise error(f"{where} names {_short(name)}, which would be git's; do not trust it")
+        other = known.setdefault(folded, name)
+        if other is not name:
+            raise error(
+                f"{where} names both {_short(other)} and {_short(name)}, which are one file on some"
+                " systems; rename one of them"
+            )
+    for folded, name in known.items():
+        above = next((each for each in _above(folded) if each in known), None)
+        if above is not None:
+            raise error(
+                f"{where} names {_short(known[above])}, and {_short(name)} in it: a file cannot be"
+                " a folder"
+            )
+    return found
+
+
+def _folded(name: str) -> str:
+    """Return a name as file systems that tell little apart take it."""
+    plain = "".join(c for c in name if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", plain).casefold())
+
+
+def _above(name: str) -> Iterator[str]:
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        yield name
+
+
+def fault(name: object, *, alone: bool = False) -> str | None:
+    """Return a name and what is wrong with it, None if it stays below its folder.
+
+    ``alone`` also takes a ``/`` for wrong.
+    """
+    wrong = _wrong(name)
+    if wrong is None and alone and "/" in str(name):
+        wrong = "is a path where a plain name is expected"
+    return f"{_short(name)}, which {wrong}" if wrong else None
 
 
 def _wrong(name: object) -> str | None:

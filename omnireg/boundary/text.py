@@ -1,6 +1,10 @@
 """Text for people: what would move a cursor or turn the reading order is shown as an escape."""
 
 import re
+from reprlib import Repr
+
+_repr = Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 #: control characters, lone surrogates, separators that break a line, and characters that change the
 #: direction in which the text around them is shown
@@ -26,9 +30,17 @@ def shown(text: str, longest: int | None = None) -> str:
     return _odd_but_breaks.sub(_escape, text)
 
 
-def one_line(text: str, longest: int | None = None) -> str:
+def one_line(text: str, longest: int | None = 200) -> str:
     r"""Return text as :func:`shown`, its line breaks and tabs as ``\n`` and ``\t``."""
     return shown(text, longest).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def quoted(value: object) -> str:
+    """Return what somebody wrote as a message can name it: on one line, cut, whatever it is."""
+    try:
+        return one_line(_repr.repr(value))
+    except (ValueError, RecursionError):  # whole numbers of thousands of digits have no text
+        return f"a value of the type {type(value).__name__}"
 
 
 def brief(text: str, *, longest: int = 4000, word: int = 1000) -> str:

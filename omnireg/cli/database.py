@@ -45,7 +45,8 @@ def check_command(settings: Settings, no_files: bool) -> None:
         revision = book.current()
     _print(settings, revision, problems)
     if problems:
-        raise RegistryError(f"the registry does not hold true: {'; '.join(problems)}")
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise RegistryError(f"the registry does not hold true: {problems[0]}{more}")
 
 
 @db_command.command("seal")
@@ -63,3 +64,5 @@ def _print(settings: Settings, revision: str | None, problems: list[str]) -> Non
         print_json({"revision": revision, "ok": not problems, "problems": problems})
     else:
         echo(f"revision {revision or 'none'}" + ("" if problems else ", ok"))
+        for problem in problems:
+            echo(problem)

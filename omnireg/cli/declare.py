@@ -117,15 +117,22 @@ def events_command(settings: Settings, name: str | None, limit: int) -> None:
 @click.option(
     "--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="At most."
 )
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Give up after so many seconds.",
+)
 @common_options
 @click.pass_obj
-def sql_command(settings: Settings, query: str, limit: int) -> None:
+def sql_command(settings: Settings, query: str, limit: int, timeout: float) -> None:
     """Answer a SELECT over the views v_checkpoints, v_scores, v_parents, … and never write."""
     with settings.open_registry() as book:
-        answer = book.sql(query, limit=limit)
+        answer = book.sql(query, limit=limit, timeout=timeout)
     if settings.as_json:
         print_json(answer.to_json())
-        return
-    print_table(answer.columns, answer.rows)
+    else:
+        print_table(answer.columns, answer.rows)
     if answer.truncated:
         hint(f"only the first {limit} rows; raise --limit for more")

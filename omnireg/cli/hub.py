@@ -136,6 +136,7 @@ def _ask(plan: "PublicationPlan") -> None:
     help="Generations of base_model to follow where a repository has no manifest.",
 )
 @click.option("--allow-pickle", is_flag=True, help="Fetch pickled files too; they can run code.")
+@click.option("--trust-remote-code", is_flag=True, help="Fetch Python code too.")
 @common_options
 @click.pass_obj
 def pull_command(
@@ -146,6 +147,7 @@ def pull_command(
     metadata_only: bool,
     depth: int,
     allow_pickle: bool,
+    trust_remote_code: bool,
 ) -> None:
     """Record the lineage and scores of REPO (org/name, org/name@revision), and fetch its files."""
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -162,11 +164,15 @@ def pull_command(
             metadata_only=metadata_only,
             depth=depth,
             allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
         )
+    for warning in found.warnings:
+        warn(warning)
     if settings.as_json:
         print_json(found.to_json())
         return
     where = f", {found.files} files in {found.folder}" if found.folder else ""
     known = f"recorded {', '.join(found.recorded)}" if found.recorded else "all of it was known"
-    echo(f"{found.name}: {(found.fingerprint or 'no weights')[:12]}{where}; {known}")
+    weights = found.fingerprint[:12] if found.fingerprint else "no fingerprint"
+    echo(f"{found.name}: {weights}{where}; {known}")
     hint(f"next: {to_type('lineage', found.name)}")

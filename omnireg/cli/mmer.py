@@ -15,10 +15,14 @@ from omnireg.cli.output import (
     print_table,
     progress_bar,
 )
+from omnireg.contents import NAME
 from omnireg.errors import to_type
 from omnireg.outputs import check_free
 
 _FILE = click.Path(path_type=Path)
+_trust_option = click.option(
+    "--trust", is_flag=True, help="Do not compare the package's files with their digests."
+)
 
 
 @click.group("mmer")
@@ -36,8 +40,10 @@ mmer_command.add_command(calibrate_command)
 
 def _check_name_free(settings: Settings, name: str, out: Path) -> None:
     """Find out before the work that the result could not be recorded."""
-    check_free(out)
     with settings.open_registry() as book:
+        known = book.get(name) if book.exists() else None
+        if not (out / NAME).is_file() or (known and known.source == str(out.resolve())):
+            check_free(out)
         book.check_name_free(name, kind=None)
 
 
@@ -74,6 +80,7 @@ def inspect_command(settings: Settings, package: Path) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--name", help="Name in the registry [default: OUT's].")
 @click.option("--no-record", is_flag=True, help="Leave the registry alone.")
+@_trust_option
 @common_options
 @click.pass_obj
 def extract_command(
@@ -83,13 +90,14 @@ def extract_command(
     out: Path,
     name: str | None,
     no_record: bool,
+    trust: bool,
 ) -> None:
     """Write the model of one modality in PACKAGE as an ordinary checkpoint into OUT."""
     from omnireg.decoupled import extract
     from omnireg.engine.recording import record_extraction
     from omnireg.package import Package
 
-    opened, chosen = Package(package), name or out.name
+    opened, chosen = Package(package, trust=trust), name or out.name
     if not no_record:
         _check_name_free(settings, chosen, out)
     with progress_bar(settings.quiet) as progress:
@@ -114,6 +122,7 @@ def extract_command(
 @click.option("--mask-lambda", type=float, help="Of the new model [default: the package's].")
 @click.option("--name", help="Name in the registry [default: OUT's].")
 @click.option("--no-record", is_flag=True, help="Leave the registry alone.")
+@_trust_option
 @common_options
 @click.pass_obj
 def add_command(
@@ -126,6 +135,7 @@ def add_command(
     mask_lambda: float | None,
     name: str | None,
     no_record: bool,
+    trust: bool,
 ) -> None:
     """Write PACKAGE with MODEL as one more into OUT.
 
@@ -135,7 +145,7 @@ def add_command(
     from omnireg.engine.recording import record_addition
     from omnireg.package import Package
 
-    opened, chosen = Package(package), name or out.name
+    opened, chosen = Package(package, trust=trust), name or out.name
     if not no_record:
         _check_name_free(settings, chosen, out)
     given = {"density": density, "mask_lambda": mask_lambda}
@@ -169,6 +179,7 @@ def add_command(
 )
 @click.option("--dtype", help="To compute in [default: the package's].")
 @click.option("--device", default="cpu", show_default=True)
+@_trust_option
 @click.option("--chat/--no-chat", default=True, help="Use the tokenizer's chat template.")
 @common_options
 @click.pass_obj

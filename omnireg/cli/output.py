@@ -192,7 +192,7 @@ def short(value: object) -> str:
 
 def complain(what: object, word: str = "error") -> None:
     """Print what is wrong as one line on stderr."""
-    echo(f"{word}: {one_line(brief(str(what)))}", err=True)
+    echo(f"{word}: {one_line(brief(str(what)), None)}", err=True)
 
 
 def explain_usage(wrong: click.ClickException) -> None:

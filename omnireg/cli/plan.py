@@ -20,6 +20,7 @@ from omnireg.errors import to_type
 
 if TYPE_CHECKING:
     from omnireg.engine.outlook import Outlook
+    from omnireg.engine.verifying import Verdict
 
 
 @click.command("plan")
@@ -88,7 +89,10 @@ def _print(found: "Outlook", *, tensors: bool) -> None:
 @common_options
 @click.pass_obj
 def verify_command(settings: Settings, name: str, rerun: bool, plugin_file: Path | None) -> None:
-    """Compare the files of NAME with the fingerprint that was recorded; exit 1 if they differ."""
+    """Compare all files of NAME with what was recorded; exit 1 if they differ.
+
+    The weights have the fingerprint; config, tokenizer and the like are compared one by one.
+    """
     from omnireg.engine.verifying import verify
 
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
@@ -98,15 +102,25 @@ def verify_command(settings: Settings, name: str, rerun: bool, plugin_file: Path
         print_json(verdict.to_json())
     else:
         what = "merged again" if rerun else "the files"
-        said = "as recorded" if verdict.ok else f"NOT as recorded, {verdict.expected}"
+        same = verdict.found == verdict.expected
+        said = "as recorded" if same else f"NOT as recorded, {verdict.expected}"
         echo(f"{verdict.name}: {what}: {verdict.found}: {said}")
+        for change in verdict.files:
+            echo(f"{verdict.name}: {change}")
     if not verdict.ok:
-        hint(
-            "next: omnireg lineage shows what it was made of; --rerun tells whether merging again"
-            " gives the recorded bytes"
-            if not rerun
-            else f"{verdict.other_plugin}: find the old one, and name it with --plugin"
-            if verdict.other_plugin
-            else "next: compare the versions in its omnireg.json with those installed"
-        )
+        hint(_advice(verdict, rerun))
         raise click.exceptions.Exit(1)
+
+
+def _advice(verdict: "Verdict", rerun: bool) -> str:
+    if rerun and verdict.other_plugin:
+        return f"{verdict.other_plugin}: find the old one, and name it with --plugin"
+    if rerun:
+        return "next: compare the versions in its omnireg.json with those installed"
+    if verdict.found == verdict.expected:
+        again = to_type("add", "FOLDER", "--name", verdict.name)
+        return f"the weights are as recorded; if the other changes are yours, record them: {again}"
+    return (
+        "next: omnireg lineage shows what it was made of; --rerun tells whether merging again gives"
+        " the recorded bytes"
+    )

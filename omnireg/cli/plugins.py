@@ -1,5 +1,6 @@
 """``omnireg plugins`` and ``omnireg strategies``."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,18 +15,24 @@ from omnireg.cli.output import (
     short,
 )
 from omnireg.errors import ConfigError, did_you_mean
-from omnireg.host import PluginHost, Strategy
+from omnireg.host import PluginHost, Status, Strategy
 
 if TYPE_CHECKING:
     from mergekit.merge_methods.base import ParameterSpec
 
 
 @click.command("plugins")
+@click.option(
+    "--check", is_flag=True, help="Import what plugins name lazily too, which takes seconds."
+)
 @common_options
 @click.pass_obj
-def plugins_command(settings: Settings) -> None:
+def plugins_command(settings: Settings, check: bool) -> None:
     """List every distribution on the entry point ``omnireg``, the broken ones too."""
-    plugins = [plugin.to_json() for plugin in PluginHost().plugins]
+    host = PluginHost()
+    if check:
+        host.check()
+    plugins = [plugin.to_json() for plugin in host.plugins]
     if settings.as_json:
         print_json(plugins)
         return
@@ -44,13 +51,15 @@ def strategies_command() -> None:
 @common_options
 @click.pass_obj
 def list_strategies(settings: Settings) -> None:
-    """List every merge method that can be used: the plugins' and mergekit's own."""
+    """List every merge method: the plugins' and mergekit's own; broken ones say why."""
     methods = PluginHost().methods().values()
-    found = [_described(strategy) for strategy in methods if strategy.load_or_warn()]
+    found = [_described(s) if s.load_or_warn() else _broken(s) for s in methods]
     if settings.as_json:
         print_json(found)
         return
-    columns = ("name", "pretty_name", "distribution", "version", "parameters")
+    columns = ["name", "pretty_name", "distribution", "version", "parameters"]
+    if any(s["error"] for s in found):
+        columns += ["status", "error"]
     rows = [[_brief(s[c]) for c in columns] for s in found]
     print_table(columns, rows)
 
@@ -83,30 +92,64 @@ def _described(strategy: Strategy) -> dict[str, Any]:
     spec = method.spec
     return {
         "name": spec.name,
-        "pretty_name": spec.pretty_name,
-        "reference": spec.reference_url,
+        "pretty_name": _text(spec.pretty_name),
+        "reference": _text(spec.reference_url),
         "distribution": strategy.origin.distribution,
         "version": strategy.origin.version,
         "accelerated": is_accelerated(method),
         "parameters": [_parameter(parameter) for parameter in spec.parameters],
+        "status": str(Status.OK),
+        "error": None,
+    }
+
+
+def _broken(strategy: Strategy) -> dict[str, Any]:
+    """Return a merge method that cannot be imported, as one that can is described."""
+    return {
+        "name": strategy.name,
+        "pretty_name": None,
+        "reference": None,
+        "distribution": strategy.origin.distribution,
+        "version": strategy.origin.version,
+        "accelerated": False,
+        "parameters": [],
+        "status": str(Status.BROKEN),
+        "error": strategy.problem,
     }
 
 
 def _parameter(parameter: "ParameterSpec") -> dict[str, Any]:
     return {
         "name": parameter.name,
-        "scope": parameter.scope.value,
+        "scope": str(getattr(parameter.scope, "value", parameter.scope)),
         "type": _type_name(parameter.value_type),
-        "default": None if parameter.required else parameter.default,
+        "default": None if parameter.required else _plain(parameter.default),
         "required": parameter.required,
-        "description": parameter.description,
+        "description": _text(parameter.description),
     }
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a default as JSON can say it; a plugin's may be anything."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return str(value)
+    return value
 
 
 def _type_name(kind: Any) -> str:
     from pydantic import TypeAdapter
+    from pydantic.errors import PydanticUserError
 
-    schema = TypeAdapter(kind).json_schema()
+    try:
+        schema = TypeAdapter(kind).json_schema()
+    except PydanticUserError:  # a type of a plugin's own, which JSON has no word for
+        return str(getattr(kind, "__name__", "any"))
     schema = schema if "anyOf" not in schema else schema["anyOf"][0]
     if "enum" in schema:
         return " | ".join(schema["enum"])

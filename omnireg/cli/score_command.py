@@ -1,12 +1,13 @@
 """``--score-command``: a command that scores a folder."""
 
-import json
 import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from omnireg.boundary.documents import parse_json
+from omnireg.boundary.text import quoted
 from omnireg.errors import ConfigError, EvaluationError
 
 Scorer = Callable[[Path], float | Mapping[str, float]]
@@ -35,7 +36,7 @@ def command_score(command: str | None, tasks: str | None) -> Scorer | None:
         line = [word.replace("{}", str(package)) for word in words]
         try:
             done = subprocess.run(
-                line, capture_output=True, encoding="utf-8", errors="replace", check=False
+                line, capture_output=True, encoding="utf-8", errors="backslashreplace", check=False
             )
         except OSError as exc:
             raise EvaluationError(f"cannot run {words[0]}: {exc.strerror}") from exc
@@ -44,10 +45,13 @@ def command_score(command: str | None, tasks: str | None) -> Scorer | None:
             raise EvaluationError(f"{words[0]} failed with {done.returncode}: {said[0]}")
         last = (done.stdout.strip().splitlines() or [""])[-1]
         try:
-            found: float | Mapping[str, float] = json.loads(last)
-        except (ValueError, RecursionError) as exc:
+            found: float | Mapping[str, float] = parse_json(
+                last, words[0], error=EvaluationError, infinite=True
+            )
+        except EvaluationError as exc:
             raise EvaluationError(
-                f"{words[0]} printed {last!r} last; print a number, or a JSON object of numbers"
+                f"{words[0]} printed {quoted(last)} last; print a number, or a JSON object of"
+                " numbers"
             ) from exc
         return found
 

@@ -5,19 +5,21 @@ threw away. In their place stand the decoupled models θ₀ + sᵢ·(mᵢ∘τ�
 keeps of its originals, untrimmed, since they are sparse already.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omnireg import contents
+from omnireg.boundary.documents import read_json
+from omnireg.checkpoint import open_checkpoint
 from omnireg.decoupled.extracting import extract
 from omnireg.engine.merging import merge
 from omnireg.engine.running import Progress
 from omnireg.errors import ConfigError
 from omnireg.host import PluginHost
 from omnireg.outputs import appearing, scratch_folder
-from omnireg.package import Package, layout
+from omnireg.package import Package, fingerprint_of
 from omnireg.recipe import Recipe
 
 
@@ -54,6 +56,9 @@ def add(
         raise ConfigError(
             f"{package.folder} has a modality {modality!r} already; choose another name for it"
         )
+    said = _said(package, ref, modality, parameters or {})
+    if out.exists() and contents.made_as(out, said):
+        return fingerprint_of(out)  # by a run that was stopped before it was recorded
     with appearing(out) as folder:
         scratch = scratch_folder(folder)
         try:
@@ -66,7 +71,7 @@ def add(
                 recipe, scratch / "package", record=False, engine="stream", host=host,
                 progress=progress,
             )  # fmt: skip
-            _tell(package, places, scratch / "package" / layout.MANIFEST)
+            _tell(package, places, scratch / "package", said)
             for file in (scratch / "package").iterdir():
                 file.rename(folder / file.name)
         finally:
@@ -115,9 +120,25 @@ def _recipe(
     )
 
 
-def _tell(package: Package, places: Mapping[str, Path], file: Path) -> None:
+def _said(
+    package: Package, ref: str, modality: str, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what ``omnireg.json`` says of an addition."""
+    model = open_checkpoint(ref)
+    parents = [
+        {"ref": str(package.folder), "role": "package", "fingerprint": package.fingerprint},
+        {"ref": ref, "role": "model", "fingerprint": model.fingerprint},
+    ]
+    added = {"modality": modality, "ref": ref, "parameters": dict(parameters)}
+    return {"strategy": package.strategy, "parents": parents, "added": added}
+
+
+def _tell(
+    package: Package, places: Mapping[str, Path], made: Path, added: Mapping[str, Any]
+) -> None:
     """Say in the manifest what the stand-ins stand for, and where they came from."""
-    manifest = json.loads(file.read_text(encoding="utf-8"))
+    manifest = read_json(made / contents.NAME)
+    digests = manifest.pop("files")
     said = manifest["package"]
     names = {str(place): name for name, place in places.items()}
     for model in said["models"].values():
@@ -128,12 +149,8 @@ def _tell(package: Package, places: Mapping[str, Path], file: Path) -> None:
                 "fingerprint": original.fingerprint,
                 "stands_in": package.fingerprint,
             }
-    base = package.manifest["package"]["base"]
-    said["base"] |= {"ref": base["ref"], "fingerprint": base["fingerprint"]}
+    base = package.base_said
+    said["base"] |= {"ref": base.ref, "fingerprint": base.fingerprint}
     said["parameters"] = package.parameters
-    others = [parent for parent in manifest["parents"] if parent["ref"] not in names]
-    manifest["parents"] = [
-        {"ref": str(package.folder), "role": "package", "fingerprint": package.fingerprint},
-        *(p for p in others if p["role"] != "base"),
-    ]
-    file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    manifest |= added
+    contents.write(made, manifest, digests)

@@ -1,15 +1,16 @@
 """An ordinary host checkpoint out of a package: θ₀ + m∘τ★ among the host's own encoders."""
 
-import json
 from pathlib import Path
+from typing import Any
 
+from omnireg import contents
 from omnireg.checkpoint import combine_digests
 from omnireg.digests import remember_sha256
 from omnireg.engine.provenance import versions
 from omnireg.engine.running import Progress
 from omnireg.engine.writer import write_file
 from omnireg.outputs import appearing, copy_files
-from omnireg.package import Model, Package, layout
+from omnireg.package import Model, Package, fingerprint_of, layout
 
 _OURS = (layout.SHELL, layout.FILES)
 
@@ -30,6 +31,8 @@ def extract(
         MergeError: ``out`` cannot be written; nothing is left there.
     """
     model = package.model_of(modality)
+    if out.exists() and contents.made_as(out, told(package, model, modality)):
+        return fingerprint_of(out)  # by a run that was stopped before it was recorded
     files = package.host_files(model)
     total, done = sum(file.size for file in files), 0
 
@@ -45,16 +48,16 @@ def extract(
         }
         place = package.host_folder(model)
         copy_files([file for file in sorted(place.iterdir()) if file.name not in _OURS], folder)
-        (folder / layout.MANIFEST).write_text(_told(package, model, modality), encoding="utf-8")
+        package.read.check()
+        contents.write(folder, told(package, model, modality), digests)
     for name, digest in digests.items():
         remember_sha256(out / name, digest)
     return combine_digests(digests.items())
 
 
-def _told(package: Package, model: Model, modality: str) -> str:
-    """Return the text of ``omnireg.json``: which package the model was taken out of."""
-    said = {
-        "format": 1,
+def told(package: Package, model: Model, modality: str) -> dict[str, Any]:
+    """Return what ``omnireg.json`` says: which package the model was taken out of."""
+    return {
         "strategy": package.strategy,
         "versions": versions(),
         "parents": [
@@ -65,4 +68,3 @@ def _told(package: Package, model: Model, modality: str) -> str:
             "model": {"ref": model.ref, "fingerprint": model.fingerprint},
         },
     }
-    return json.dumps(said, indent=2, ensure_ascii=False) + "\n"

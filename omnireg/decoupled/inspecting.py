@@ -8,7 +8,7 @@ import numpy as np
 
 from omnireg.package import Model, Package
 from omnireg.shards import DTYPE_SIZES, ByteReader, TensorHeader
-from omnireg.strategies.kernels import coding
+from omnireg.strategies.kernels.views import count_set
 
 
 @dataclass(frozen=True)
@@ -93,5 +93,4 @@ def inspect(package: Package) -> Inspection:
 def _count(read: ByteReader, mask: TensorHeader, elements: int) -> int:
     if not elements:
         return 0
-    data = np.frombuffer(read(mask), np.uint8)
-    return int(coding.count_set(data.ctypes.data, elements))
+    return count_set(np.frombuffer(read(mask), np.uint8), elements)

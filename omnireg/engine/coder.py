@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omnireg.package import layout
 from omnireg.package.layout import L1, MASK, NORMS, SUPPORT, VALUES
 from omnireg.planning import Merged
 from omnireg.strategies.kernels import coding
 from omnireg.strategies.kernels.choose import KINDS
 from omnireg.strategies.kernels.formats import BLOCK
+from omnireg.strategies.kernels.fused import Chunk
+from omnireg.strategies.kernels.views import address, addresses, padded, width
 
 STORAGE: Mapping[str, Any] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32}
 
@@ -51,38 +52,43 @@ class Coder:
 
     def __init__(self, merged: Merged, numel: int, present: list[str], models: list[str]) -> None:
         self._merged, self._present, self._done, self._rank = merged, present, 0, 0
-        self._kind = KINDS[merged.dtype]
-        size = layout.padded(numel)
+        self._kind, self._numel = KINDS[merged.dtype], numel
+        size = padded(numel)
         self._values = np.empty(numel, STORAGE[merged.dtype])
         self._support = np.zeros(size, np.uint8)
         self._masks = {model: np.zeros(size, np.uint8) for model in models}
         self.lanes = {model: np.zeros((2, BLOCK)) for model in models}
 
     def append(self, vector: NDArray[Any], masks: list[NDArray[np.uint8]], count: int) -> None:
-        """Take in the next chunk; all but the last are of whole bytes of bits."""
+        """Take in the next chunk; all but the last are of whole bytes of bits.
+
+        Raises:
+            ValueError: it is longer than the tensor, or begins amid a byte.
+        """
+        if self._done + count > self._numel or self._done % 8 or len(masks) != len(self._present):
+            raise ValueError(f"{count} elements after {self._done} of {self._numel}")
         self._rank = coding.compact(
-            self._kind, vector.ctypes.data,
-            np.array([mask.ctypes.data for mask in masks], np.int64), count,
-            self._support.ctypes.data + self._done // 8, self._values.ctypes.data,
-            np.array([self._masks[model].ctypes.data for model in self._present], np.int64),
+            self._kind, address(vector, count * width(self._kind)),
+            addresses(masks, (count + 7) // 8), count,
+            address(self._support, padded(self._numel)) + self._done // 8,
+            address(self._values, self._numel * width(self._kind)),
+            addresses((self._masks[m] for m in self._present), padded(self._numel)),
             self._rank,
         )  # fmt: skip
         self._done += count
 
-    def measure(
-        self, zero: int, models: NDArray[np.int64], vector: NDArray[Any],
-        masks: list[NDArray[np.uint8]],
-    ) -> None:  # fmt: skip
+    def measure(self, chunk: Chunk, vector: NDArray[Any], masks: list[NDArray[np.uint8]]) -> None:
         """Take in how far the models of the chunk are from what their masks keep of them."""
-        for name, model, mask in zip(self._present, models, masks, strict=True):
+        merged = address(vector, chunk.count * width(self._kind))
+        marks = addresses(masks, (chunk.count + 7) // 8)
+        for name, model, mask in zip(self._present, chunk.models, marks, strict=True):
             coding.add_distance(
-                self._kind, zero, model, vector.ctypes.data, mask.ctypes.data, vector.size,
-                self.lanes[name],
-            )  # fmt: skip
+                self._kind, chunk.zero, model, merged, mask, chunk.count, self.lanes[name]
+            )
 
     def finished(self) -> Coded:
         """Return the arrays, cut to what is used of them."""
-        merged, size = self._merged, layout.padded(self._rank)
+        merged, size = self._merged, padded(self._rank)
         masks = {model: bits[:size].copy() for model, bits in self._masks.items()}
         values = self._values[: self._rank].copy()
         distances = {model: lanes.sum(axis=1) for model, lanes in self.lanes.items()}

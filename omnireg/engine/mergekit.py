@@ -120,15 +120,20 @@ def merge_whole(
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
 
+    from omnireg.engine.planner import checking
+
     host.install()
     read = ByteReader()
     for item in plan.inputs if not allow_nonfinite else ():
         for name, header in item.model.checkpoint.tensors.items():
             _check_finite(item.ref, name, header, read(header))
     places = {i.ref: _located(i) for i in plan.inputs}
-    with translated(plan):
+    with translated(plan.recipe.merge_method), checking():
         config = MergeConfiguration.model_validate(_configuration(plan, places))
         run_merge(config, str(folder), options=_options({**options, "random_seed": seed}))
+    read.check()
+    for item in plan.inputs:
+        item.model.checkpoint.check_unchanged()
     result = Checkpoint(str(folder), folder)
     if plan.reference.tensors and not result.tensors:
         raise MergeError("mergekit wrote no tensors")
@@ -157,6 +162,7 @@ def _stage(plan: Plan, item: Input, folder: Path, allow_nonfinite: bool) -> Path
         return data
 
     write_shards(folder, signatures, content)
+    read.check()
     config = plan.reference.checkpoint.folder / "config.json"
     (folder / "config.json").write_bytes(config.read_bytes())
     return folder
@@ -197,17 +203,17 @@ def _run_planner(
     from mergekit.io.tasks import LoaderCache
     from transformers import AutoConfig
 
-    from omnireg.engine.planner import SeededPlanner
+    from omnireg.engine.planner import CheckedPlanner
 
     places = {ref: str(path) for ref, path in staged.items()}
-    with translated(plan):
+    with translated(plan.recipe.merge_method):
         config = MergeConfiguration.model_validate(_configuration(plan, places))
         LoaderCache().setup(options=settings)
         try:
-            targets = SeededPlanner(
-                seed,
+            targets = CheckedPlanner(
                 config,
                 _architecture(plan),
+                seed=seed,
                 options=settings,
                 out_model_config=AutoConfig.from_pretrained(next(iter(places.values()))),
             ).plan_to_disk(out_path=str(out))

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omnireg import contents
+from omnireg.engine.provenance import describe
 from omnireg.engine.running import Options, Progress, run
 from omnireg.engine.steps import Steps, finish, side_by_side
 from omnireg.host import PluginHost
 from omnireg.outputs import check_free
-from omnireg.planning import plan
+from omnireg.package import fingerprint_of
+from omnireg.planning import Plan, plan
 from omnireg.recipe import Recipe, as_recipe
 
 if TYPE_CHECKING:
@@ -151,7 +154,8 @@ def _merging(
     book: "Registry | None", host: PluginHost, progress: Progress,
 ) -> Steps[Receipt]:  # fmt: skip
     parsed, text = as_recipe(recipe)
-    check_free(out)
+    if not (book and (out / contents.NAME).is_file()):
+        check_free(out)
     chosen = name if name is not None else parsed.omnireg.name or out.name
     if book:
         strategy = host.strategies.get(parsed.merge_method)
@@ -161,14 +165,16 @@ def _merging(
         # whether everything fits is known from headers, before a byte of weights is fetched
         plan(parsed, host, engine=engine, weights=False)
     planned = plan(parsed, host, engine=engine)
+    began = time.monotonic()
+    _hash_inputs(planned, progress)
+    made = _made_before(planned, out, how, book, chosen)
     if book:
         # the registry takes a moment to import; a merge that is not recorded does not need it
         from omnireg.engine import recording
 
         run_id = recording.start(book, chosen, out, planned, text, how.seed)
-    began = time.monotonic()
     try:
-        fingerprint, resumed = yield from run(planned, out, how, host, progress)
+        fingerprint, resumed = made or (yield from run(planned, out, how, host, progress))
         if book:
             progress("recording", 0, 1, "")
             recording.finish(book, run_id, chosen, planned, out, fingerprint)
@@ -179,6 +185,37 @@ def _merging(
     seconds = time.monotonic() - began
     number = run_id if book else None
     return Receipt(chosen, fingerprint, out, str(planned.engine), number, seconds, resumed)
+
+
+def _hash_inputs(planned: Plan, progress: Progress) -> None:
+    """Find out what every input is before the work, so that the end of it is one step.
+
+    Raises:
+        InputChanged: an input is no longer what was planned with.
+    """
+    refs = [ref for ref, _, _ in planned.parents]
+    for done, ref in enumerate(refs):
+        progress("hashing", done, len(refs), ref)
+        _ = planned.checkpoint(ref).fingerprint
+
+
+def _made_before(
+    planned: Plan, out: Path, how: Options, book: "Registry | None", name: str
+) -> tuple[str, int] | None:
+    """Return what an earlier run made and was stopped before it could record; None if nothing is.
+
+    Raises:
+        MergeError: something else is there, or the same and recorded already.
+    """
+    if not out.exists():
+        return None
+    said = describe(planned, how.seed, how.fixed)
+    known = book.get(name) if book and book.exists() else None
+    is_recorded = known is not None and known.source == str(out.resolve())
+    if book is None or is_recorded or not contents.made_as(out, said):
+        check_free(out)
+    (out / contents.JOURNAL).unlink(missing_ok=True)
+    return fingerprint_of(out), len(list(out.rglob("*.safetensors")))
 
 
 def _default_registry() -> "Registry":

@@ -18,13 +18,16 @@ import numpy as np
 import torch
 
 from omnireg.checkpoint import INDEX
+from omnireg.digests import file_sha256
 from omnireg.engine.coder import STORAGE, Coded, Coder
 from omnireg.engine.journal import Journal
 from omnireg.engine.ordered import given, in_order
+from omnireg.engine.results import checked_rescaling
 from omnireg.engine.shells import Shell
 from omnireg.engine.tensors import Job, Settings, check_finite, parameters_of
 from omnireg.engine.vector import VectorWriter, scale_of
 from omnireg.engine.writer import write_file
+from omnireg.errors import InputChanged
 from omnireg.hookspecs import Scope
 from omnireg.outputs import copy_files
 from omnireg.package import layout
@@ -72,6 +75,8 @@ class Packager:
             if name not in self._journal.finished:
                 made = _Copy(name, file.stat().st_size)
                 digest = write_file(self._folder, made, _pieces(file), lambda size: None)
+                if digest != file_sha256(file):
+                    raise InputChanged(f"{file} was changed while it was copied; start again")
                 self._journal.enter(name, digest)
         index = base.folder / INDEX
         copy_files([*base.text_files, *([index] if index.exists() else [])], place)
@@ -130,10 +135,10 @@ class Packager:
             job.merged, job.numel, [self.names[ref] for ref in present], list(self.names.values())
         )
         for chunk in range(job.chunks):
-            with job.chunk(chunk) as view:
-                vector, *masks = job.fused.emit(view, job.found, job.number + chunk)
-                code.append(vector, masks, view.count)
-                code.measure(view.zero, view.models, vector, masks)
+            view = job.chunk(chunk)
+            vector, *masks = job.fused.emit(view, job.found, job.number + chunk)
+            code.append(vector, masks, view.count)
+            code.measure(view, vector, masks)
         return code.finished()
 
     def _by_torch(self, job: Job) -> Coded:
@@ -194,8 +199,8 @@ class Packager:
         """Return every model's factor of its masked vector, from the norms in the files."""
         settings = self._settings
         bound = settings.plan.resolver.bind(next(iter(self._plan.merged)), 0.0)
-        method: Any = settings.method
-        rescaling = method.rescaling(parameters_of(bound, method, settings.models))
+        parameters = parameters_of(bound, settings.method, settings.models)
+        rescaling = checked_rescaling(settings.ask(settings.method, "rescaling", parameters))
         if rescaling is None:
             return {}
         power, sums = rescaling.power, self._vector.sums(NORMS)

@@ -1,5 +1,7 @@
-"""mergekit's planner with every tensor's randomness seeded by its name."""
+"""mergekit's planner: every tensor's randomness seeded by its name, every result checked."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -7,14 +9,16 @@ from mergekit.graph import Task
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 from mergekit.plan import MergePlanner
 
+from omnireg.engine.results import Like
 from omnireg.engine.seeded import seeded
+from omnireg.engine.translated import translated
 
 
-class SeededTask(Task[Any]):  # type: ignore[misc]
-    """A merge of one tensor under a random state of its own."""
+class CheckedTask(Task[Any]):  # type: ignore[misc]
+    """A merge of one tensor: under a random state of its own, if seeded, and checked."""
 
     inner: ExecuteMergeMethodTask
-    seed: int
+    seed: int | None
 
     def arguments(self) -> dict[str, Task[Any]]:
         """Return what the merge depends on."""
@@ -30,17 +34,28 @@ class SeededTask(Task[Any]):  # type: ignore[misc]
         """Return whether the method runs on an accelerator."""
         return bool(self.inner.uses_accelerator())
 
-    def execute(self, **arguments: Any) -> torch.Tensor | None:
+    def execute(self, tensors: dict[Any, torch.Tensor], **more: Any) -> torch.Tensor | None:
         """Merge, leaving the caller's random state as it was."""
-        with seeded(self.seed, self.inner.output_weight.name):
-            merged: torch.Tensor | None = self.inner.execute(**arguments)
-        return merged
+        name = self.inner.output_weight.name
+        with translated(self.inner.method_name, name), self._seeded(name):
+            like = Like.of(tensors.values()) if tensors else None
+            merged = self.inner.execute(tensors=self._own(tensors), **more)
+            return like.merged(merged) if like and merged is not None else None
+
+    def _own(self, tensors: dict[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
+        """Return inputs that a method may write to; unseeded plans make several tensors of one."""
+        if self.seed is not None:
+            return tensors
+        return {key: tensor.clone() for key, tensor in tensors.items()}
+
+    def _seeded(self, name: str) -> Any:
+        return nullcontext() if self.seed is None else seeded(self.seed, name)
 
 
-class SeededPlanner(MergePlanner):  # type: ignore[misc]
-    """mergekit's planner, with every tensor's merge seeded by its name."""
+class CheckedPlanner(MergePlanner):  # type: ignore[misc]
+    """mergekit's planner, with every tensor's merge checked and, given a seed, seeded."""
 
-    def __init__(self, seed: int, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *arguments: Any, seed: int | None = None, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._seed = seed
 
@@ -50,4 +65,18 @@ class SeededPlanner(MergePlanner):  # type: ignore[misc]
         super().plan_tensor(*arguments, **named)
         for index in range(before, len(self._tensors)):
             weight, task = self._tensors[index]
-            self._tensors[index] = (weight, SeededTask(inner=task, seed=self._seed))
+            self._tensors[index] = (weight, CheckedTask(inner=task, seed=self._seed))
+
+
+@contextmanager
+def checking() -> Iterator[None]:
+    """Let mergekit's own run of a merge plan with checks; it offers no other way."""
+    from mergekit import merge
+
+    module: Any = merge
+    plain = module.MergePlanner
+    module.MergePlanner = CheckedPlanner
+    try:
+        yield
+    finally:
+        module.MergePlanner = plain

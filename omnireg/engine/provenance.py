@@ -1,7 +1,6 @@
 """What a folder of weights was made of, readable without a registry."""
 
 import importlib.metadata
-import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +17,8 @@ def versions() -> dict[str, str]:
 
 def describe(
     plan: Plan, seed: int, options: Mapping[str, Any], more: Mapping[str, Any] | None = None
-) -> str:
-    """Return the text of ``omnireg.json``.
+) -> dict[str, Any]:
+    """Return what ``omnireg.json`` says, without digests.
 
     Args:
         plan: what was merged.
@@ -29,7 +28,6 @@ def describe(
     """
     origin = plan.strategy.origin
     data: dict[str, Any] = {
-        "format": 1,
         "recipe_digest": plan.recipe.digest,
         "strategy": plan.strategy.name,
         "strategy_distribution": origin.distribution,
@@ -43,5 +41,4 @@ def describe(
             for ref, role, _ in plan.parents
         ],
     }
-    data |= more or {}
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    return data | dict(more or {})

@@ -4,6 +4,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from omnireg import contents
 from omnireg.alignment import LanguageModel, find_language_model
 from omnireg.checkpoint import Checkpoint, open_checkpoint
 from omnireg.engine.provenance import versions
@@ -44,7 +45,13 @@ def record_checkpoint(
         source=_source(checkpoint),
         modalities=modalities,
         parents=parents,
+        files=_files(checkpoint),
     )
+
+
+def _files(checkpoint: Checkpoint) -> dict[str, str] | None:
+    """Return the digests of a checkpoint's files; None if they are not all here."""
+    return None if checkpoint.remote else contents.digests(checkpoint.folder)
 
 
 def add(
@@ -86,12 +93,19 @@ def add(
         _check_text(checkpoint, layouts)
     senses = sorted(modalities) or sorted(layout.senses if layout else ())
     given = [_split(book, parent) for parent in parents]
+    kind = kind or _kind_of(book, name, checkpoint)
     kind = kind or (Kind.FINETUNED if given or senses else Kind.BASE)
     usual = Role.MODEL if kind in (Kind.MERGED, Kind.PACKAGE) else Role.FINETUNED_FROM
     found = [Parent(_parent_name(book, of), role or usual) for of, role in given]
     return record_checkpoint(
         book, checkpoint, kind=kind, name=name, modalities=senses, parents=found
     )
+
+
+def _kind_of(book: Registry, name: str | None, checkpoint: Checkpoint) -> str | None:
+    """Return what the same bytes are recorded as under a name; the files beside may be new."""
+    known = book.get(name) if name and book.exists() else None
+    return known.kind if known and known.fingerprint == checkpoint.fingerprint else None
 
 
 def _check_text(checkpoint: Checkpoint, layouts: Mapping[str, HostLayout]) -> None:
@@ -253,12 +267,10 @@ def finish(
             modalities=plan.modalities,
             parents=[Parent(names[ref], role, weight) for ref, role, weight in plan.parents],
             strategy=plan.strategy.name,
+            files=contents.digests(out),
         )
     except RegistryError as exc:
-        adding = to_type("add", out, "--name", name, "--kind", "merged")
-        raise RegistryError(
-            f"{out} is complete but could not be recorded: {exc}; then type: {adding}"
-        ) from exc
+        raise _not_recorded(out, exc) from exc
 
 
 def record_extraction(
@@ -281,12 +293,10 @@ def record_extraction(
             modalities=sorted(layout.senses if layout else ()),
             parents=[Parent(parent, Role.PACKAGE)],
             strategy=package.strategy,
+            files=contents.digests(out),
         )
     except RegistryError as exc:
-        adding = to_type("add", out, "--name", name, "--kind", "merged")
-        raise RegistryError(
-            f"{out} is complete but could not be recorded: {exc}; then type: {adding}"
-        ) from exc
+        raise _not_recorded(out, exc) from exc
 
 
 def record_addition(book: Registry, package: Package, out: Path, name: str, ref: str) -> Record:
@@ -308,12 +318,17 @@ def record_addition(book: Registry, package: Package, out: Path, name: str, ref:
             modalities=sorted(made.modalities),
             parents=[Parent(parent, Role.PACKAGE), Parent(model.name, Role.MODEL)],
             strategy=package.strategy,
+            files=contents.digests(out),
         )
     except RegistryError as exc:
-        adding = to_type("add", out, "--name", name)
-        raise RegistryError(
-            f"{out} is complete but could not be recorded: {exc}; then type: {adding}"
-        ) from exc
+        raise _not_recorded(out, exc) from exc
+
+
+def _not_recorded(out: Path, exc: RegistryError) -> RegistryError:
+    return RegistryError(
+        f"{out} is complete but could not be recorded: {exc}; then run the same command again,"
+        " which records it"
+    )
 
 
 def _record_package(book: Registry, package: Package, name: str | None = None) -> Record:
@@ -330,6 +345,7 @@ def _record_package(book: Registry, package: Package, name: str | None = None) -
         modalities=sorted(package.modalities),
         parents=[Parent(found[0].name, Role.MODEL) for found in known.values() if found],
         strategy=package.strategy,
+        files=contents.digests(package.folder),
     )
 
 

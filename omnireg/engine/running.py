@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from omnireg import contents
 from omnireg.alignment import align
 from omnireg.backbone import check_nothing_lost
-from omnireg.boundary.files import reason
 from omnireg.checkpoint import Checkpoint, combine_digests
-from omnireg.digests import remember_sha256
+from omnireg.digests import file_sha256, remember_sha256
 from omnireg.engine.journal import Journal, unfinished
 from omnireg.engine.provenance import describe, versions
 from omnireg.engine.steps import Steps
 from omnireg.engine.writer import write_file, write_side_files, writing_file
-from omnireg.errors import CheckpointError, ConfigError, PlanError
+from omnireg.errors import ConfigError, PlanError
 from omnireg.host import PluginHost
 from omnireg.outputs import appearing, scratch_folder
 from omnireg.planning import Engine, Plan, Shape
@@ -98,7 +98,9 @@ def _run_stream(
     settings = Settings(output.plan, ByteReader(), how.seed, how.device, how.allow_nonfinite)
     threads = how.threads or os.cpu_count() or 1
     with (
-        unfinished(out, _identity(output, how), resume=how.resume) as journal,
+        unfinished(
+            out, _identity(output, how), resume=how.resume, check=settings.read.check
+        ) as journal,
         streaming(output, settings, threads) as streamer,
     ):
         resumed = len(journal.finished)
@@ -106,7 +108,7 @@ def _run_stream(
         if resumed < len(output.files):
             streamer.survey(lambda done, total: progress("surveying", done, total, "chunks"))
         yield from _write(output, streamer.content, journal, progress)
-        _complete(output.plan, output, journal.folder, how)
+        _complete(output.plan, output, journal.folder, how, journal.finished)
     return _fingerprint(out, journal.finished), resumed
 
 
@@ -129,7 +131,9 @@ def _run_package(
     )
     threads = how.threads or os.cpu_count() or 1
     with (
-        unfinished(out, _identity(output, how), resume=how.resume) as journal,
+        unfinished(
+            out, _identity(output, how), resume=how.resume, check=settings.read.check
+        ) as journal,
         streaming(output, settings, threads) as streamer,
     ):
         resumed = len(journal.finished)
@@ -141,7 +145,7 @@ def _run_package(
             lambda done, total: progress("coding", done, total, "elements"),
         )
         said = describe(planned, how.seed, how.fixed, {"package": packager.manifest()})
-        (journal.folder / "omnireg.json").write_text(said, encoding="utf-8")
+        contents.write(journal.folder, said, journal.finished)
     return _fingerprint(out, journal.finished), resumed
 
 
@@ -153,7 +157,10 @@ def _fingerprint(out: Path, digests: Mapping[str, str]) -> str:
 
 
 def _write(
-    output: Output, content: Callable[..., Any], journal: Journal, progress: Progress
+    output: Output,
+    content: Callable[..., Any],
+    journal: Journal,
+    progress: Progress,
 ) -> Steps[None]:
     """Write the files that are not finished yet."""
     total = output.size
@@ -171,12 +178,13 @@ def _write(
         journal.enter(file.name, digest)
 
 
-def _complete(planned: Plan, output: Output | None, folder: Path, how: Options) -> None:
-    """Add what lies beside the weights."""
+def _complete(
+    planned: Plan, output: Output | None, folder: Path, how: Options, digests: Mapping[str, str]
+) -> None:
+    """Add what lies beside the weights, whose digests are known."""
     if output:
         write_side_files(output, folder)
-    said = describe(planned, how.seed, how.fixed)
-    (folder / "omnireg.json").write_text(said, encoding="utf-8")
+    contents.write(folder, describe(planned, how.seed, how.fixed), digests)
 
 
 def _run_mergekit(
@@ -199,7 +207,9 @@ def _run_mergekit(
             file.name: write_file(folder, file, staged.content(file), lambda size: None)
             for file in output.files
         }
-        _complete(output.plan, output, folder, how)
+        if planned_host := output.plan.host:
+            planned_host.checkpoint.check_unchanged()
+        _complete(output.plan, output, folder, how, digests)
     return _fingerprint(out, digests)
 
 
@@ -216,7 +226,7 @@ def _run_mergekit_whole(planned: Plan, out: Path, how: Options, host: PluginHost
             max_bytes=how.shard_bytes,
             allow_nonfinite=how.allow_nonfinite,
         )
-        _complete(planned, None, folder, how)
+        _complete(planned, None, folder, how, {})
         return Checkpoint(str(out), folder).fingerprint
 
 
@@ -229,19 +239,11 @@ def _identity(output: Output, how: Options) -> dict[str, Any]:
     return {
         "recipe": planned.recipe.digest,
         "strategy": f"{planned.strategy.name} of {origin.distribution} {origin.version}",
-        "inputs": {str(file.resolve()): _state(file) for file in files},
+        "inputs": {str(file.resolve()): file_sha256(file) for file in files},
         "seed": how.seed,
         "options": how.fixed,
         "versions": versions(),
     }
-
-
-def _state(file: Path) -> list[int]:
-    try:
-        status = file.stat()
-    except OSError as exc:
-        raise CheckpointError(f"cannot read {file}: {reason(exc)}; bring it back") from exc
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def _check_fits_host(planned: Plan) -> None:

@@ -17,6 +17,7 @@ from omnireg.errors import ConfigError
 from omnireg.hookspecs import Surveyed
 from omnireg.planning.output import Computed, Copied, Output, OutputFile, refuse_lost
 from omnireg.shards import DTYPE_SIZES, FLOATS
+from omnireg.strategies.kernels import faults
 from omnireg.strategies.task_vectors import SPAN
 from omnireg.tensors import TORCH_DTYPES, as_bytes, as_tensor
 
@@ -54,14 +55,15 @@ class Streamer:
         known = Surveyed(self.settings.models)
         order = [self.jobs[name] for name in sorted(self.jobs)]
         parameters, *others = self._parameters(order)
-        if others and any(method.survey(known, each) for each in (parameters, *others)):
+        ask = self.settings.ask
+        if others and any(ask(method, "survey", known, each) for each in (parameters, *others)):
             raise _differing(parameters, others)
         total = sum(job.chunks for job in order)
-        while survey := method.survey(known, parameters):
+        while survey := ask(method, "survey", known, parameters):
             for done, observation in enumerate(self._ordered(_looks(order, survey))):
-                survey.add(observation)
+                ask(survey, "add", observation)
                 tick(done, total)
-            known = Surveyed(self.settings.models, survey.result())
+            known = Surveyed(self.settings.models, ask(survey, "result"))
             for job in order:
                 job.found = known.found
 
@@ -169,5 +171,6 @@ def _chunks(part: Computed) -> range:
 @contextmanager
 def streaming(output: Output, settings: Settings, threads: int) -> Iterator[Streamer]:
     """Yield a streamer with ``threads`` workers."""
+    faults.guard()
     with ThreadPoolExecutor(threads, thread_name_prefix="omnireg-merge") as pool:
         yield Streamer(output, settings, pool, window=threads + 1)

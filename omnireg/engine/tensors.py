@@ -1,7 +1,8 @@
 """Merged tensors one at a time: by a compiled pass over chunks, or by the method's torch code."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from threading import Lock
 from typing import Any, cast
@@ -12,6 +13,7 @@ from mergekit.merge_methods import MergeMethod, PerInputValues
 
 from omnireg.alignment import VOCABULARY
 from omnireg.engine.ordered import given
+from omnireg.engine.results import Like, checked_rescaling, checked_side_outputs
 from omnireg.engine.seeded import seeded
 from omnireg.engine.translated import translated
 from omnireg.errors import CheckpointError, MergeError, OmniregError
@@ -46,6 +48,13 @@ class Settings:
     def method(self) -> MergeMethod:
         """The merge method."""
         return self.plan.strategy.load()
+
+    def ask(self, whom: Any, what: str, *arguments: Any) -> Any:
+        """Call what a method has beside mergekit's interface; others' code is translated."""
+        if self.plan.strategy.origin.is_ours:
+            return getattr(whom, what)(*arguments)
+        with translated(self.plan.recipe.merge_method):
+            return getattr(whom, what)(*arguments)
 
     @cached_property
     def refs(self) -> tuple[str, ...]:
@@ -145,22 +154,42 @@ class Job:
     def observe(self, survey: Any, chunk: int) -> Any:
         """Look at a chunk for a survey, with the compiled pass or with the method's own code."""
         if self.fused:
-            with self.chunk(chunk) as view:
-                return self.fused.observe(survey, view)
+            return self.fused.observe(survey, self.chunk(chunk))
         method: Any = self.settings.method
-        return method.observe(survey, self._group(), self._known, self._parameters())
+        with self._own_code():
+            return method.observe(survey, self._group(), self._known, self._parameters())
 
     def emit(self, chunk: int) -> memoryview:
         """Return the bytes of a finished chunk."""
         assert self.fused
-        with self.chunk(chunk) as view:
-            (merged,) = self.fused.emit(view, self.found, self.number + chunk)
+        (merged,) = self.fused.emit(self.chunk(chunk), self.found, self.number + chunk)
         return merged.data.cast("B")
 
-    def chunk(self, number: int) -> "View":
-        """Return a chunk of every input; enter it to use it."""
+    def chunk(self, number: int) -> Chunk:
+        """Return a chunk of every input, where it lies.
+
+        Raises:
+            CheckpointError: an input holds NaN or Inf.
+            InputChanged: an input is no longer what was planned with.
+        """
         start = number * SPAN
-        return View(self, start, min(start + SPAN, self.numel), number)
+        stop = min(start + SPAN, self.numel)
+        kind, sources, settings = KINDS[self.merged.dtype], self.merged.sources, self.settings
+        arrays = tuple(
+            adjoined(source.pieces(settings.read, start, stop), STORAGE[kind]) for source in sources
+        )
+        refs = [source.ref for source in sources]
+        places = None
+        if self.found is not None or len(refs) < len(settings.refs):
+            places = tuple(settings.models.index(ref) for ref in refs if ref != settings.base)
+        base = refs.index(settings.base) if settings.base in refs else None
+        chunk = Chunk(kind, stop - start, arrays, base, places)
+        if number not in self._seen:
+            self._seen.add(number)
+            for odd in chunk.nonfinite():
+                settings.read.check()  # or is it that somebody writes to it?
+                raise nonfinite(refs[odd], self.merged.name)
+        return chunk
 
     # the method's own code
 
@@ -168,34 +197,47 @@ class Job:
     def _known(self) -> Surveyed:
         return Surveyed(self.settings.models, self.found, self.number)
 
+    @contextmanager
+    def _own_code(self) -> Iterator[None]:
+        name = self.merged.name
+        with (
+            translated(self.settings.plan.recipe.merge_method, name),
+            seeded(self.settings.seed, name),
+        ):
+            yield
+
     def tensor(self) -> torch.Tensor:
         """Return the merged tensor, computed by the method's own code."""
-        plan, name = self.settings.plan, self.merged.name
-        with translated(plan, name), seeded(self.settings.seed, name):
-            result = self._task().execute(tensors=self._inputs())
-        if result is None:
-            raise MergeError(f"{plan.recipe.merge_method} left out tensor {name}")
-        if not self.settings.allow_nonfinite and not is_finite(result):
-            raise made_nonfinite(plan.recipe.merge_method, name)
-        return result.to(device="cpu", dtype=TORCH_DTYPES()[self.merged.dtype])  # type: ignore[no-any-return]
+        method, name = self.settings.plan.recipe.merge_method, self.merged.name
+        with self._own_code():
+            inputs = self._inputs()
+            like = Like.of(inputs.values())
+            result = self._task().execute(tensors=inputs)
+            if result is None:
+                raise MergeError(f"{method} left out tensor {name}")
+            merged = like.merged(result)
+        self._check_made(merged)
+        return merged.to(device="cpu", dtype=TORCH_DTYPES()[self.merged.dtype])
 
     def side_outputs(self) -> tuple[torch.Tensor, dict[str, Any], int | None]:
         """Return τ★, how each model is decoupled, and the power of its norm if it is rescaled."""
-        plan, method = self.settings.plan, cast(Any, self.settings.method)
-        parameters, name = self._parameters(), self.merged.name
-        with translated(plan, name), seeded(self.settings.seed, name):
+        method, parameters = cast(Any, self.settings.method), self._parameters()
+        with self._own_code():
             group = self._group()
+            like = Like.of(group.tensors)
+            models = [str(entry.id) for entry in group.non_base]
             merged, found = method.side_outputs(group, parameters, self._known)
-            _check_side_outputs(group, merged, found)
-            rescaling = method.rescaling(parameters)
-            power = rescaling.power if rescaling else None
-        parts = {
-            ref: replace(part, vector=part.vector.cpu(), mask=part.mask.cpu())
-            for ref, part in found.items()
-        }
-        return merged.cpu(), parts, power
+            merged, parts = checked_side_outputs(like, models, merged, found)
+            rescaling = checked_rescaling(method.rescaling(parameters))
+        self._check_made(merged, *(part.vector for part in parts.values()))
+        return merged, parts, rescaling.power if rescaling else None
+
+    def _check_made(self, *tensors: torch.Tensor) -> None:
+        if not self.settings.allow_nonfinite and not all(map(is_finite, tensors)):
+            raise made_nonfinite(self.settings.plan.recipe.merge_method, self.merged.name)
 
     def _inputs(self) -> dict[Any, torch.Tensor]:
+        """Return copies of the inputs, which a method may write to; files are read-only."""
         from mergekit.common import ModelReference
 
         named = plan_dtype(self.settings.plan)
@@ -206,7 +248,7 @@ class Job:
                 check_finite(source.ref, self.merged.name, tensor)
             wanted = named if named and tensor.is_floating_point() else tensor.dtype
             ref = ModelReference.model_validate(source.ref)
-            found[ref] = tensor.to(device=self.settings.device, dtype=wanted)
+            found[ref] = tensor.to(device=self.settings.device, dtype=wanted, copy=True)
         return found
 
     def _task(self) -> Any:
@@ -249,37 +291,6 @@ class Job:
 
     def _parameters(self) -> Mapping[str, Any]:
         return parameters_of(self.bound, self.settings.method, self.settings.models)
-
-
-def _check_side_outputs(group: Any, merged: Any, found: Any) -> None:
-    """Refuse side outputs that would make a package of something else.
-
-    Raises:
-        ValueError: says what :class:`omnireg.hookspecs.DecouplingStrategy` asks for.
-    """
-    like = group.entries[0].tensor
-    if (merged.shape, merged.dtype) != (like.shape, like.dtype):
-        raise ValueError(
-            f"side_outputs gives a task vector of {merged.dtype} and shape {tuple(merged.shape)};"
-            f" it has to be {like.dtype} and {tuple(like.shape)}"
-        )
-    models = [str(entry.id) for entry in group.non_base]
-    if set(found) != set(models):
-        raise ValueError(
-            f"side_outputs decouples {', '.join(map(str, found)) or 'nothing'}; it has to decouple"
-            f" {', '.join(models)}"
-        )
-    absent = merged == 0
-    for ref, part in found.items():
-        if part.mask.dtype != torch.bool or part.mask.shape != like.shape:
-            raise ValueError(
-                f"side_outputs gives {ref} a mask of {part.mask.dtype} and shape"
-                f" {tuple(part.mask.shape)}; it has to be boolean and {tuple(like.shape)}"
-            )
-        if bool((part.mask & absent).any()):
-            raise ValueError(f"the mask of {ref} keeps elements that the task vector does not have")
-        if part.vector.shape != like.shape:
-            raise ValueError(f"side_outputs gives {ref} a vector of shape {part.vector.shape}")
 
 
 def parameters_of(bound: Bound, method: MergeMethod, models: tuple[str, ...]) -> dict[str, Any]:
@@ -326,41 +337,6 @@ def nonfinite(ref: str, name: str) -> OmniregError:
         f"{ref}: tensor {name} holds NaN or Inf; fix the checkpoint, or merge it with"
         " --allow-nonfinite"
     )
-
-
-class View:
-    """A chunk of every input by address, kept alive while it is used."""
-
-    def __init__(self, job: Job, start: int, stop: int, number: int) -> None:
-        self._job, self._start, self._stop, self._number = job, start, stop, number
-
-    def __enter__(self) -> Chunk:
-        job = self._job
-        kind = KINDS[job.merged.dtype]
-        sources, settings = job.merged.sources, job.settings
-        self._arrays = [
-            adjoined(source.pieces(settings.read, self._start, self._stop), STORAGE[kind])
-            for source in sources
-        ]
-        refs = [source.ref for source in sources]
-        places = None
-        if job.found is not None or len(refs) < len(settings.refs):
-            places = tuple(settings.models.index(ref) for ref in refs if ref != settings.base)
-        chunk = Chunk(
-            kind,
-            self._stop - self._start,
-            np.array([array.ctypes.data for array in self._arrays], np.int64),
-            refs.index(settings.base) if settings.base in refs else None,
-            places,
-        )
-        if self._number not in job._seen:
-            job._seen.add(self._number)
-            for odd in chunk.nonfinite():
-                raise nonfinite(refs[odd], job.merged.name)
-        return chunk
-
-    def __exit__(self, *_: object) -> None:
-        del self._arrays
 
 
 def adjoined(pieces: Iterable[memoryview], storage: Any) -> Any:

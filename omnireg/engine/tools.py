@@ -18,6 +18,7 @@ from omnireg.errors import (
     to_type,
 )
 from omnireg.host import PluginHost
+from omnireg.hosting.isolation import reason
 from omnireg.planning.parameters import check_parameters
 from omnireg.recipe import Recipe, read_recipe
 
@@ -95,9 +96,14 @@ def run_tool(tool: str, arguments: Sequence[str], host: PluginHost) -> None:
         command.main(
             args=list(arguments), prog_name=f"omnireg mergekit {tool}", standalone_mode=False
         )
-    except (click.ClickException, click.Abort, click.exceptions.Exit, OmniregError):
+    except (
+        click.ClickException, click.Abort, click.exceptions.Exit, OmniregError, KeyboardInterrupt
+    ):  # fmt: skip
         raise
-    except Exception as exc:
+    except BaseException as exc:
+        if not isinstance(exc, Exception):  # no command of mergekit ends well by an exit
+            ended = f"it was ended by {reason(exc)}, in its own code or a plugin's"
+            raise MergeError(f"mergekit {tool}: {ended}") from exc
         message = " ".join(str(exc).split()) or type(exc).__name__
         local = isinstance(exc, OSError) and exc.filename  # a file here, not one of the Hub
         offline = isinstance(exc, OSError) or type(exc).__module__.startswith("httpx")

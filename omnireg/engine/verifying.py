@@ -1,13 +1,14 @@
 """Do the files still match the record, and does merging again give the same bytes?"""
 
-import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from omnireg import contents
+from omnireg.boundary.names import relative
 from omnireg.checkpoint import open_checkpoint
 from omnireg.engine.merging import merge
 from omnireg.engine.recording import find_record
@@ -26,22 +27,29 @@ class Verdict:
     """The recorded fingerprint beside the one that was found.
 
     Attributes:
+        files: which files beside or among the weights are not as recorded, one line each.
         other_plugin: why merging again used another single-file plugin, if it did.
     """
 
     name: str
     expected: str
     found: str
+    files: tuple[str, ...] = ()
     other_plugin: str | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether they are the same."""
-        return self.expected == self.found
+        """Whether everything is as recorded."""
+        return self.expected == self.found and not self.files
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as ``omnireg verify --json`` prints it."""
-        return {"ok": self.ok, "expected": self.expected, "found": self.found}
+        return {
+            "ok": self.ok,
+            "expected": self.expected,
+            "found": self.found,
+            "files": list(self.files),
+        }
 
 
 def verify(
@@ -52,7 +60,7 @@ def verify(
     host: PluginHost | None = None,
     progress: Progress = lambda stage, done, total, detail: None,
 ) -> Verdict:
-    """Compare a checkpoint with its record: its files read anew, or merged again from its inputs.
+    """Compare a checkpoint with its record: all its files read anew, or merged from its inputs.
 
     Raises:
         RegistryError: it is not recorded, has no fingerprint, or nothing is known of how it was
@@ -65,7 +73,8 @@ def verify(
             f"{record.name} was recorded without a fingerprint or a place; record its files:"
             f" omnireg add FOLDER --name {record.name}"
         )
-    other = None
+    other: str | None = None
+    changed: tuple[str, ...] = ()
     if rerun:
         plugins = host or PluginHost()
         run = _run_of(book, record)
@@ -78,12 +87,31 @@ def verify(
                 f" omnireg add FOLDER --name {quote(record.name)}"
             )
         place = Path(record.source)
-        found = (
-            fingerprint_of(place, fresh=True)
-            if place.is_dir()
-            else open_checkpoint(record.source, weights=False).fingerprint
-        )
-    return Verdict(record.name, record.fingerprint, found, other)
+        if place.is_dir():
+            found = fingerprint_of(place, fresh=True)
+            changed = tuple(changes(record, place, fresh=True))
+        else:
+            found = open_checkpoint(record.source, weights=False).fingerprint
+    return Verdict(record.name, record.fingerprint, found, changed, other)
+
+
+def changes(record: Record, folder: Path, *, fresh: bool = False) -> Iterator[str]:
+    """Yield which files of a folder are not as they were recorded, one line each.
+
+    What the registry does not know is compared with what the folder says of itself.
+    """
+    if record.files:
+        for name in record.files:
+            relative(name, f"the record of {record.name}", RegistryError)
+        yield from contents.differences(folder, record.files, fresh=fresh)
+        return
+    try:
+        told = contents.read(folder)
+    except CheckpointError as exc:
+        yield str(exc)
+        return
+    if told is not None and told.is_sealed:
+        yield from contents.differences(folder, told.files, fresh=fresh)
 
 
 def _other_plugin(run: Run, host: PluginHost) -> str | None:
@@ -101,37 +129,44 @@ def _other_plugin(run: Run, host: PluginHost) -> str | None:
 def mismatches(
     book: Registry, progress: Progress = lambda stage, done, total, detail: None
 ) -> list[str]:
-    """Return which recorded folders hold other weights than was recorded, one line each.
+    """Return which recorded folders hold other files than was recorded, one line each.
 
     Files that have not changed since they were hashed are not read again, and folders that are
     gone are no mismatch.
     """
-    found = book.sql(
-        "SELECT name, source, fingerprint FROM v_checkpoints"
-        " WHERE fingerprint IS NOT NULL AND source LIKE '/%' ORDER BY name",
-        limit=None,
-    )
+    found = [
+        record
+        for record in book.checkpoints(limit=None)
+        if record.fingerprint and record.source and Path(record.source).is_absolute()
+    ]
     problems = []
-    for done, (name, source, recorded) in enumerate(found.rows):
-        progress("checking", done, len(found.rows), name)
-        if not Path(source).is_dir():
-            continue
-        try:
-            now = fingerprint_of(Path(source))
-        except CheckpointError as exc:
-            problems.append(f"{name}: {exc}")
-            continue
-        if now != recorded:
-            problems.append(f"{name} is recorded as {recorded[:12]}, but {source} holds {now[:12]}")
+    for done, record in enumerate(sorted(found, key=lambda each: each.name)):
+        progress("checking", done, len(found), record.name)
+        if Path(str(record.source)).is_dir():
+            problems += list(_problems_of(record, Path(str(record.source))))
     return problems
+
+
+def _problems_of(record: Record, folder: Path) -> Iterator[str]:
+    try:
+        now = fingerprint_of(folder)
+        if now != record.fingerprint:
+            yield (
+                f"{record.name} is recorded as {str(record.fingerprint)[:12]}, but {folder} holds"
+                f" {now[:12]}"
+            )
+        for change in changes(record, folder):
+            yield f"{record.name}: {folder}: {change}"
+    except CheckpointError as exc:
+        yield f"{record.name}: {exc}"
 
 
 def _merged_again(
     book: Registry, record: Record, run: Run, host: PluginHost, progress: Progress
 ) -> str:
     told = _told(record)
-    recipe = _relocated(parse_recipe(run.recipe_text or ""), told["parents"], book, host)
-    options = told.get("options", {})
+    recipe = _relocated(parse_recipe(run.recipe_text or ""), told.parents, book, host)
+    options = told.options
     with tempfile.TemporaryDirectory(prefix="omnireg-verify-") as scratch:
         receipt = merge(
             recipe,
@@ -157,24 +192,26 @@ def _run_of(book: Registry, record: Record) -> Run:
     return run
 
 
-def _told(record: Record) -> dict[str, Any]:
+def _told(record: Record) -> contents.Told:
     """Return ``omnireg.json``, which tells the recipe's references by fingerprint."""
-    path = Path(record.source or "") / "omnireg.json"
+    folder = Path(record.source or "")
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return dict(told) if told["parents"] else {"parents": []}
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+        told = contents.read(folder)
+    except CheckpointError as exc:
+        raise RegistryError(f"the inputs of {record.name} cannot be found: {exc}") from exc
+    if told is None:
         raise RegistryError(
-            f"{path} is missing or damaged, so the inputs of {record.name} cannot be found;"
+            f"{folder / contents.NAME} is missing, so the inputs of {record.name} cannot be found;"
             " bring the folder back, or merge its recipe again"
-        ) from exc
+        )
+    return told
 
 
 def _relocated(
-    recipe: Recipe, parents: list[Mapping[str, str]], book: Registry, host: PluginHost
+    recipe: Recipe, parents: list[contents.Parent], book: Registry, host: PluginHost
 ) -> Recipe:
     """Return the recipe with every reference replaced by where its bytes lie today."""
-    places = {parent["ref"]: _place(parent, book) for parent in parents}
+    places = {parent.ref: _place(parent, book) for parent in parents}
     strategy = host.methods().get(recipe.merge_method)
     if strategy is None:
         raise ConfigError(
@@ -187,8 +224,8 @@ def _relocated(
     )
 
 
-def _place(parent: Mapping[str, str], book: Registry) -> str:
-    wanted = parent["fingerprint"]
+def _place(parent: contents.Parent, book: Registry) -> str:
+    wanted = parent.fingerprint
     for record in book.by_fingerprint(wanted):
         folder = Path(record.source or "")
         if folder.is_dir() and fingerprint_of(folder, fresh=True) == wanted:
@@ -196,6 +233,6 @@ def _place(parent: Mapping[str, str], book: Registry) -> str:
         if record.source and not folder.is_absolute():
             return record.source
     raise RegistryError(
-        f"no folder with the bytes of {parent['ref']} ({wanted[:12]}) is recorded; if you have them"
+        f"no folder with the bytes of {parent.ref} ({wanted[:12]}) is recorded; if you have them"
         f" elsewhere: omnireg add FOLDER"
     )

@@ -4,19 +4,22 @@ Both write the same shape: ``results`` by task with keys ``metric,filter`` and
 ``metric_stderr,filter``, and beside it versions, shots, sample counts, configs and seeds.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from omnireg.boundary.documents import parse_json
+from omnireg.boundary.files import read_bytes
 from omnireg.errors import EvaluationError
 from omnireg.evaluation.abilities import ability_of
 from omnireg.hookspecs import Result
 
+_LARGEST = 1.7976931348623157e308
 _NO_METRICS = ("alias", "name", "sample_len", "sample_count", "samples")
+#: what to give instead of another file
+_WHICH = "give the results_*.json or *_results.json of a run, not its samples"
 _SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 
 
@@ -43,16 +46,8 @@ def read_document(file: Path) -> Document:
     Raises:
         EvaluationError: it cannot be read, or is no such file.
     """
-    try:
-        raw = file.read_bytes()
-        data = json.loads(raw)
-    except OSError as exc:
-        raise EvaluationError(f"cannot read {file}: {exc.strerror}; check the path") from exc
-    except ValueError as exc:
-        raise EvaluationError(
-            f"{file} is no JSON file: {exc}; give the results_*.json or *_results.json of a run,"
-            " not its samples"
-        ) from exc
+    raw = read_bytes(file, error=EvaluationError)
+    data = parse_json(raw, file, error=EvaluationError, loose=True, remedy=_WHICH)
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
         raise EvaluationError(
             f"{file} holds no results of lm-eval or lmms-eval: it has no `results` by task; give"
@@ -157,18 +152,27 @@ def _version(data: Mapping[str, Any], task: str, own: Mapping[str, Any]) -> str 
 def _count(data: Mapping[str, Any], task: str) -> tuple[int | None, bool]:
     """Return how many items were used, and whether some were left out; a group's are its tasks'."""
     limited = _dict(data, "config").get("limit") is not None
-    counts = [_dict(_dict(data, "n-samples"), name) for name in _tasks_of(data, task, frozenset())]
+    counts = [_dict(_dict(data, "n-samples"), name) for name in _tasks_of(data, task)]
     if not counts or not all(_is_number(c.get("effective")) for c in counts):
         return None, limited
     left_out = any(c["effective"] != c.get("original", c["effective"]) for c in counts)
     return sum(int(c["effective"]) for c in counts), limited or left_out
 
 
-def _tasks_of(data: Mapping[str, Any], task: str, above: frozenset[str]) -> Sequence[str]:
-    members = _dict(data, "group_subtasks").get(task) or []
-    if not members or task in above:
-        return [task]
-    return [leaf for m in members for leaf in _tasks_of(data, m, above | {task})]
+def _tasks_of(data: Mapping[str, Any], task: str) -> Sequence[str]:
+    """Return the tasks of a group, each once, also of groups that hold each other."""
+    groups = _dict(data, "group_subtasks")
+    pending, seen, found = [task], {task}, []
+    while pending:
+        name = pending.pop()
+        said = groups.get(name)
+        members = [m for m in said if isinstance(m, str)] if isinstance(said, list) else []
+        new = [m for m in members if m not in seen]
+        seen.update(new)
+        pending += new
+        if not members:
+            found.append(name)
+    return found
 
 
 def _dict(data: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -177,4 +181,6 @@ def _dict(data: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -_LARGEST <= value <= _LARGEST  # which NaN and Infinity are not

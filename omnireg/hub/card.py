@@ -10,39 +10,50 @@ from typing import Any
 import yaml
 
 from omnireg import __version__
+from omnireg.boundary.documents import parse_yaml
+from omnireg.errors import OmniregError, PublishError
 from omnireg.hub.lineage import Dossier, is_merge
 from omnireg.registry import Drawing, Kind, Score, render
 
 BEGIN = "<!-- omnireg: written at every publish, up to the end marker -->"
 END = "<!-- omnireg: end -->"
+#: longer metadata is nobody's card
+_LONGEST = 500_000
 _PIPELINES = {"image": "image-text-to-text", "video": "video-text-to-text",
               "audio": "audio-text-to-text"}  # fmt: skip
 #: licences that allow no derived work
 _NO_DERIVATIVES = ("-nd-", "-nd")
 
 
-def split(text: str) -> tuple[dict[str, Any], str]:
+def split(
+    text: str, where: str = "the card", error: type[OmniregError] = PublishError
+) -> tuple[dict[str, Any], str]:
     """Return a card's metadata and its text.
 
     Raises:
-        ValueError: the metadata is not YAML.
+        OmniregError: of the class ``error``; the metadata is too long, or no YAML to be trusted.
     """
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     if not text.startswith("---\n"):
         return {}, text
-    head, found, body = text[4:].partition("\n---")
+    head, found, body = text[3:].partition("\n---")
     if not found:
         return {}, text
-    try:
-        data = yaml.safe_load(head)
-    except yaml.YAMLError as exc:
-        raise ValueError("its metadata is not YAML") from exc
+    if len(head) > _LONGEST:
+        raise error(f"{where}: its metadata is longer than {_LONGEST:,} characters")
+    data = parse_yaml(head, where, error=error)
     return (data if isinstance(data, dict) else {}), body.partition("\n")[2]
 
 
 def compose(old: str, metadata: Mapping[str, Any], section: str, title: str) -> str:
-    """Return a card: an old one's text and metadata with ours put in, or a new one."""
+    """Return a card: an old one's text and metadata with ours put in, or a new one.
+
+    Raises:
+        PublishError: the old one cannot be read.
+    """
     said, body = split(old)
-    tags = [*(said.get("tags") or []), *metadata.get("tags", [])]
+    known = said.get("tags") or []
+    tags = [*map(str, known if isinstance(known, list) else [known]), *metadata.get("tags", [])]
     data = {**said, **metadata, "tags": list(dict.fromkeys(tags))}
     ours = f"{BEGIN}\n{section.strip()}\n{END}"
     before, found, rest = body.partition(BEGIN)

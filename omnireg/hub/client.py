@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from omnireg import __version__
 from omnireg.boundary.files import reason
-from omnireg.errors import PublishError, to_type
+from omnireg.errors import OmniregError, PublishError, to_type
 
 TIMEOUT_VARIABLE = "OMNIREG_HUB_TIMEOUT"
 #: what this machine says of its files and disks, not of the network
@@ -56,8 +56,21 @@ def client() -> Any:
     return huggingface_hub.HfApi(library_name="omnireg", library_version=__version__)
 
 
+class Unreadable(PublishError):
+    """There is no such repository, branch or commit, or none that this token may read."""
+
+
 class Stale(PublishError):
     """Somebody committed to the repository since the plan was made."""
+
+
+def is_name(repo: str) -> bool:
+    """Whether a repository can be called so; old ones have no owner in their names."""
+    try:
+        validate_repo_id(repo)
+    except errors.HFValidationError:
+        return False
+    return True
 
 
 def check_name(repo: str) -> None:
@@ -66,12 +79,8 @@ def check_name(repo: str) -> None:
     Raises:
         PublishError: says how to write it.
     """
-    try:
-        validate_repo_id(repo)
-        if "/" not in repo:
-            raise errors.HFValidationError
-    except errors.HFValidationError as exc:
-        raise _no_name(repo) from exc
+    if "/" not in repo or not is_name(repo):
+        raise _no_name(repo)
 
 
 def _no_name(repo: str) -> PublishError:
@@ -85,7 +94,7 @@ def translated(repo: str, doing: str) -> Iterator[None]:
     """Turn whatever the client raises into a :class:`PublishError` that says what to do."""
     try:
         yield
-    except PublishError:
+    except OmniregError:
         raise
     except errors.HFValidationError as exc:
         raise _no_name(repo) from exc
@@ -94,12 +103,12 @@ def translated(repo: str, doing: str) -> Iterator[None]:
     except errors.RepositoryNotFoundError as exc:
         if not has_token():
             raise _no_token() from exc
-        raise PublishError(
+        raise Unreadable(
             f"there is no repository {repo} on the Hub, or this token may not see it; check the"
             " spelling"
         ) from exc
     except errors.RevisionNotFoundError as exc:
-        raise PublishError(f"{repo} has no such branch or commit; check the spelling") from exc
+        raise Unreadable(f"{repo} has no such branch or commit; check the spelling") from exc
     except errors.HfHubHTTPError as exc:
         status = getattr(exc.response, "status_code", None)
         raise _refused(repo, doing, status) from exc
@@ -145,4 +154,5 @@ def _refused(repo: str, doing: str, status: int | None) -> PublishError:
         404: "not found; check the spelling",
         429: "too many requests; wait a few minutes and try again",
     }.get(status or 0, "try again later" if (status or 500) >= 500 else "nothing was changed")
-    return PublishError(f"{doing} {repo}: the Hub answered {status or 'nothing'}: {why}")
+    kind = Unreadable if status in (401, 403, 404) else PublishError
+    return kind(f"{doing} {repo}: the Hub answered {status or 'nothing'}: {why}")

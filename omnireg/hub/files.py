@@ -7,6 +7,7 @@ from hashlib import sha1, sha256
 from pathlib import Path
 from typing import Any
 
+from omnireg.boundary import pickles
 from omnireg.digests import file_sha256
 from omnireg.engine.recording import files_of
 from omnireg.errors import CheckpointError, PublishError, to_type
@@ -15,7 +16,10 @@ from omnireg.hub.lineage import Dossier
 from omnireg.registry import Checkpoint
 
 CARD, RECIPE, MANIFEST = "README.md", "recipe.yml", "omnireg.manifest.yaml"
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+#: in bytes; a family has less to tell, and reading more takes minutes
+LONGEST_MANIFEST = 8 << 20
+#: the voices of Qwen2.5-Omni come as a pickle alone
+PICKLED_VOICES = "spk_dict.pt"
 _OURS = (".safetensors", ".safetensors.index.json")
 #: where a single-file plugin goes
 _PLUGINS = "plugins"
@@ -89,15 +93,21 @@ def folder_of(record: Checkpoint) -> Path:
 
 
 def files_in(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield every file to publish by its path in the repository; pickles are refused."""
+    """Yield every file to publish by its path in the repository.
+
+    Raises:
+        PublishError: one of them is pickled, by its name or by its content.
+    """
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
         if not path.is_file() or hidden or relative.as_posix() in (CARD, RECIPE, MANIFEST):
             continue
-        if path.suffix in _PICKLED and path.name != "spk_dict.pt":
+        what = pickles.of_name(path.name) or pickles.of_file(path, PublishError)
+        if what and path.name != PICKLED_VOICES:
             raise PublishError(
-                f"{path} is pickled, which can run code when read; remove it, or save safetensors"
+                f"{path} is pickled ({what}), which can run code when read; remove it, or save"
+                " safetensors"
             )
         yield relative.as_posix(), path
 

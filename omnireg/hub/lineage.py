@@ -75,10 +75,11 @@ def _hub_id(book: Registry, record: Checkpoint) -> str | None:
     for publication in book.publications(record.name):
         return f"{publication.repo}@{publication.commit}"
     said = (record.source, *record.aliases, record.name)
-    return next((ref for ref in said if ref and _on_hub(ref)), None)
+    return next((ref for ref in said if ref and on_hub(ref)), None)
 
 
-def _on_hub(ref: str) -> bool:
+def on_hub(ref: str) -> bool:
+    """Whether a reference is that of a repository on the Hub, by its form."""
     return bool(_HUB_ID.fullmatch(ref)) and not ref.startswith((".", "/"))
 
 

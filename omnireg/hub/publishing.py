@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from omnireg.errors import PublishError
@@ -11,7 +11,9 @@ from omnireg.hub import card
 from omnireg.hub.client import LOG_IN, Stale, check_name, client, has_token, translated
 from omnireg.hub.files import (
     CARD,
+    LONGEST_MANIFEST,
     MANIFEST,
+    PICKLED_VOICES,
     RECIPE,
     Item,
     State,
@@ -22,6 +24,7 @@ from omnireg.hub.files import (
     plugin_file,
 )
 from omnireg.hub.lineage import Dossier, dossier, manifest
+from omnireg.hub.repository import LONGEST_CARD, File, Repository, read_repository
 from omnireg.hub.results import model_index, result_files
 from omnireg.registry import Registry
 
@@ -100,6 +103,7 @@ class _Remote:
     private: bool | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     branch_exists: bool = True
+    card_size: int | None = None
 
 
 def plan_publication(
@@ -146,6 +150,12 @@ def plan_publication(
     if stranger:
         warnings.append(f"looked at without a token: {repo} may be there and private; {LOG_IN}")
     contents: dict[str, Path | bytes] = dict(files_in(folder))
+    warnings += [
+        f"{path} is published though it is pickled, which can run code when read: Qwen2.5-Omni has"
+        " its voices in no other form"
+        for path in contents
+        if PurePosixPath(path).name == PICKLED_VOICES
+    ]
     scores = found.scores[found.record.name]
     data = card.metadata(found, derived)
     index = model_index(repo.partition("/")[2], scores)
@@ -153,10 +163,15 @@ def plan_publication(
         data["model-index"] = index
     try:
         text = card.compose(old, data, card.section(found, repo), repo.partition("/")[2])
-    except ValueError as exc:
+    except PublishError as exc:
         raise PublishError(f"the card of {repo} cannot be read: {exc}; mend it there") from exc
     contents[CARD] = text.encode()
-    contents[MANIFEST] = manifest(found, repo).encode()
+    contents[MANIFEST] = told = manifest(found, repo).encode()
+    if len(told) > LONGEST_MANIFEST:
+        warnings.append(
+            f"{MANIFEST} is longer than {LONGEST_MANIFEST:,} bytes, and omnireg pull reads no"
+            " longer ones; record fewer scores or shorter details of its family"
+        )
     if found.recipe:
         contents[RECIPE] = found.recipe.encode()
     contents |= {path: said.encode() for path, said in result_files(scores).items()}
@@ -290,14 +305,15 @@ def _look(api: Any, repo: str, branch: str) -> _Remote:
         file.rfilename: str(file.lfs.sha256 if file.lfs else file.blob_id)
         for file in info.siblings or ()
     }
-    return _Remote(info.sha, bool(info.private), files, exists)
+    size = next((file.size for file in info.siblings or () if file.rfilename == CARD), None)
+    return _Remote(info.sha, bool(info.private), files, exists, size)
 
 
 def _old_card(api: Any, repo: str, remote: _Remote) -> str:
     if remote.head is None or CARD not in remote.files:
         return ""
-    path = api.hf_hub_download(repo, CARD, revision=remote.head)
-    return Path(path).read_text(encoding="utf-8")
+    there = Repository(api, repo, remote.head, {CARD: File(remote.card_size)})
+    return there.text(CARD, LONGEST_CARD)
 
 
 def _licence(api: Any, found: Dossier, given: str | None) -> tuple[str | None, list[str]]:
@@ -312,13 +328,11 @@ def _licence(api: Any, found: Dossier, given: str | None) -> tuple[str | None, l
 
 def _licence_on_hub(api: Any, ref: str) -> str | None:
     """Return what a parent's card says; one that cannot be asked says nothing."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    repo, _, revision = ref.partition("@")
+    name, _, revision = ref.partition("@")
     try:
-        path = api.hf_hub_download(repo, CARD, revision=revision or None)
-        data, _ = card.split(Path(path).read_text(encoding="utf-8"))
-    except (HfHubHTTPError, OSError, ValueError):
+        repo = read_repository(api, name, revision or None)
+        data, _ = card.split(repo.text(CARD, LONGEST_CARD)) if CARD in repo.files else ({}, "")
+    except PublishError:
         return None
     said = data.get("license")
     return said if isinstance(said, str) else None

@@ -1,30 +1,28 @@
 """Read lineage back from the Hub: what a repository says becomes rows, and its files a folder.
 
-A repository is somebody else's word. Its manifest can add to a registry, never change or remove
-what is there; its claims about its own weights are compared with what the Hub says of them; its
-file names stay inside the folder that is asked for.
+A pull is one step. Everything is read, checked and fetched beside its place first; then, in one
+transaction of the registry, the rows are written and the folder appears, as the last act before the
+commit. So whatever fails leaves neither. A process that is killed between the two leaves a folder
+that holds what the commit does, and the same command records it.
 """
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import yaml
-
-from omnireg.checkpoint import INDEX, PACKAGE_INDEX, SINGLE, combine_digests
-from omnireg.errors import PublishError, RegistryError
-from omnireg.hub import card
-from omnireg.hub.client import check_name, client, translated
-from omnireg.hub.files import CARD, MANIFEST
-from omnireg.outputs import appearing, check_free
-from omnireg.package import fingerprint_of
-from omnireg.registry import Kind, Parent, Registry, Role
-
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_SECTIONS = ("benchmarks", "checkpoints", "runs", "scores")
+from omnireg.errors import MergeError, RegistryError
+from omnireg.hub.claims import Claims, from_manifest, named, record
+from omnireg.hub.client import check_name, client
+from omnireg.hub.family import from_cards
+from omnireg.hub.fetching import Choice, check, choose, difference, fetch, remember
+from omnireg.hub.files import MANIFEST
+from omnireg.hub.repository import Repository, read_repository
+from omnireg.outputs import appearing, check_free, scratch_folder
+from omnireg.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,14 @@ class Pulled:
         repo: the repository.
         commit: the commit that was read.
         name: of the checkpoint in the registry.
-        fingerprint: of its weights, from the Hub's digests; None if it has none.
+        fingerprint: of its weights, from the Hub's digests or the fetched bytes; None if neither
+            says it.
         recorded: the names that were added.
         folder: where the files are, if they were fetched.
         url: of the commit.
         files: how many were fetched.
+        left_out: the files that were not.
+        warnings: what was left out or is not known, and why.
     """
 
     repo: str
@@ -50,6 +51,8 @@ class Pulled:
     folder: Path | None
     url: str
     files: int
+    left_out: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of ``omnireg pull``."""
@@ -62,30 +65,9 @@ class Pulled:
             "recorded": list(self.recorded),
             "folder": str(self.folder) if self.folder else None,
             "files": self.files,
+            "left_out": list(self.left_out),
+            "warnings": list(self.warnings),
         }
-
-
-@dataclass(frozen=True)
-class _Repo:
-    """A repository at one commit: its files with the digests of large ones, and its card."""
-
-    name: str
-    commit: str
-    files: Mapping[str, str | None]
-    card: Mapping[str, Any]
-    manifest: Mapping[str, Any] | None
-    index: Sequence[str]
-
-    @property
-    def fingerprint(self) -> str | None:
-        """The fingerprint of its weights, without having them."""
-        weights = {path: sha for path, sha in self.files.items() if path.endswith(".safetensors")}
-        if PACKAGE_INDEX not in self.files:
-            named = self.index or ([SINGLE] if SINGLE in weights else [])
-            weights = {path: weights.get(path) for path in named}
-        if not weights or not all(weights.values()):
-            return None
-        return combine_digests((path, str(sha)) for path, sha in weights.items())
 
 
 def pull(
@@ -96,8 +78,12 @@ def pull(
     metadata_only: bool = False,
     depth: int = 10,
     allow_pickle: bool = False,
+    trust_remote_code: bool = False,
 ) -> Pulled:
     """Record what a repository says of its checkpoint and of its family, and fetch its files.
+
+    All of it happens, or nothing. Where the folder is there already and holds what the commit does,
+    as after a pull that was killed, it is recorded.
 
     Args:
         book: the registry to record in.
@@ -106,228 +92,168 @@ def pull(
         metadata_only: fetch no weights.
         depth: how many generations of ``base_model`` to follow where there is no manifest.
         allow_pickle: fetch pickled files as well.
+        trust_remote_code: fetch Python code as well.
 
     Raises:
         PublishError: the Hub says no, or the repository claims what is not so.
         RegistryError: a name means something else in the registry.
-        MergeError: the folder exists.
+        MergeError: the folder exists and holds something else, or cannot be made.
     """
     name, _, revision = repo.partition("@")
     check_name(name)
     folder = None if metadata_only else (to or Path(name.partition("/")[2]))
-    if folder is not None:
+    if folder is not None and not folder.is_dir():
         check_free(folder)
-    api = client()
-    with translated(name, "reading"):
-        found = _read(api, name, revision or None)
-        _check_files(found, allow_pickle)
-        count = _fetch(api, found, folder) if folder else 0
-    place = str(folder.resolve()) if folder else f"{name}@{found.commit}"
-    if found.manifest is not None:
-        added, own = _from_manifest(book, found, place)
-    else:
-        with translated(name, "reading"):
-            added, own = _from_cards(api, book, found, place, depth)
-    url = f"{api.endpoint}/{name}/commit/{found.commit}"
-    book.add_publication(own, name, found.commit, url=url)
-    return Pulled(name, found.commit, own, found.fingerprint, tuple(added), folder, url, count)
+    found = read_repository(client(), name, revision or None)
+    choice = None
+    if folder is not None:
+        choice = choose(found, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    claims = _claims(book, found, depth)
+    claims.compare(found.fingerprint, "the Hub says")
+    if folder is None or choice is None:
+        place = f"{name}@{found.commit}"
+        own, added = record(book, claims, found.fingerprint, place)
+        return _pulled(claims, own, added, found.fingerprint)
+    fingerprint, own, added = _made(book, claims, choice, folder)
+    return _pulled(claims, own, added, fingerprint, choice, folder)
 
 
-# reading
+def _claims(book: Registry, found: Repository, depth: int) -> Claims:
+    if MANIFEST in found.files:
+        return from_manifest(found)
+    exists = book.exists()
+    return from_cards(found, depth, lambda base: exists and named(book, base) is not None)
 
 
-def _read(api: Any, name: str, revision: str | None) -> _Repo:
-    info = api.model_info(name, revision=revision, files_metadata=True)
-    files = {
-        file.rfilename: str(file.lfs.sha256) if file.lfs else None for file in info.siblings or ()
-    }
+def _pulled(
+    claims: Claims, own: str, added: list[str], fingerprint: str | None,
+    choice: Choice | None = None, folder: Path | None = None,
+) -> Pulled:  # fmt: skip
+    repo = claims.repo
+    lines = [*claims.lines, *(choice.lines if choice else ())]
+    if fingerprint is None:
+        lines.append(f"{repo.name}: no fingerprint is recorded: {_why_unknown(repo)}")
+    return Pulled(
+        repo.name, repo.commit, own, fingerprint, tuple(added), folder, repo.url,
+        len(choice.wanted) if choice else 0, choice.left_out if choice else (), tuple(lines),
+    )  # fmt: skip
 
-    def text(path: str) -> str:
-        place = api.hf_hub_download(name, path, revision=info.sha)
-        return Path(place).read_text(encoding="utf-8", errors="replace")
 
+def _why_unknown(repo: Repository) -> str:
+    if not repo.weights:
+        return "it has no weights in safetensors"
+    missing = [path for path in repo.weights if path not in repo.files]
+    if missing:
+        return f"its index names {missing[0]}, which is not there"
+    return (
+        "the Hub has no sha256 of its weights, which are not in LFS; it is worked out when they are"
+        " fetched, without --metadata-only"
+    )
+
+
+# the folder and the rows, in one step
+
+
+def _made(
+    book: Registry, claims: Claims, choice: Choice, folder: Path
+) -> tuple[str | None, str, list[str]]:
+    """Fetch, record and have the folder appear; return fingerprint, name and what was added."""
+    place = str(folder.resolve())
+    if folder.is_dir():
+        # left by a pull that was killed, or here from before
+        _check_holds(choice, folder)
+        fingerprint = _checked(claims, choice, folder)
+        return fingerprint, *record(book, claims, fingerprint, place)
+    _rehearse(book, claims, place)
+    with _without_new_parents(folder), ExitStack() as making:
+        partial = making.enter_context(appearing(folder))
+        fetch(choice, partial)
+        fingerprint = _checked(claims, choice, partial)
+        with _taken_back(folder, partial, book, claims, fingerprint), book.transaction():
+            own, added = record(book, claims, fingerprint, place)
+            making.close()
+    remember(choice, folder)
+    return fingerprint, own, added
+
+
+def _checked(claims: Claims, choice: Choice, folder: Path) -> str | None:
+    fingerprint = check(choice, folder)
+    claims.compare(fingerprint, "its files are")
+    return fingerprint
+
+
+def _check_holds(choice: Choice, folder: Path) -> None:
     try:
-        said, _ = card.split(text(CARD)) if CARD in files else ({}, "")
-    except ValueError:
-        said = {}
-    manifest = _document(text(MANIFEST), name) if MANIFEST in files else None
-    index = _document(text(INDEX), name).get("weight_map") if INDEX in files else None
-    named = sorted({str(v) for v in index.values()}) if isinstance(index, dict) else []
-    return _Repo(name, str(info.sha), files, said, manifest, named)
-
-
-def _document(text: str, name: str) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
-        raise PublishError(f"{name}: its manifest or index is damaged; ask its authors") from exc
-    return found if isinstance(found, dict) else {}
-
-
-def _check_files(found: _Repo, allow_pickle: bool) -> None:
-    for path in found.files:
-        parts = PurePosixPath(path).parts
-        if PurePosixPath(path).is_absolute() or ".." in parts or "\\" in path or not parts:
-            raise PublishError(f"{found.name} has a file that would leave the folder: {path!r}")
-    pickled = [path for path in found.files if path.endswith(_PICKLED)]
-    if pickled and not allow_pickle:
-        raise PublishError(
-            f"{found.name} holds {', '.join(pickled[:3])}, which can run code when read; if you"
-            " trust its authors: --allow-pickle"
+        wrong = difference(choice, folder)
+    except OSError as exc:
+        wrong = f"it cannot be read: {exc.strerror}"
+    if wrong:
+        repo = choice.repo
+        raise MergeError(
+            f"{folder} already exists and does not hold {repo.name}@{repo.commit[:12]} ({wrong});"
+            " choose another folder or remove it first"
         )
 
 
-def _fetch(api: Any, found: _Repo, folder: Path) -> int:
-    with appearing(folder) as partial:
-        api.snapshot_download(found.name, revision=found.commit, local_dir=partial)
-        shutil.rmtree(partial / ".cache", ignore_errors=True)
-        if found.fingerprint and fingerprint_of(partial) != found.fingerprint:
-            raise PublishError(f"{found.name}: the files are not what the Hub says; try again")
-        return sum(1 for path in partial.rglob("*") if path.is_file())
+class _TakenBack(Exception):
+    """A rehearsal is over."""
 
 
-# recording
+def _rehearse(book: Registry, claims: Claims, place: str) -> None:
+    """Find out whether all of it can be recorded, before anything is fetched; nothing is.
+
+    Raises:
+        RegistryError: it cannot.
+    """
+    with tempfile.TemporaryDirectory(prefix="omnireg-") as scratch:
+        # the first write makes a file, but never a database on a server
+        is_there = "://" in book.where or book.exists()
+        trial = book if is_there else Registry(Path(scratch) / "registry.db")
+        with suppress(_TakenBack), trial.transaction():
+            record(trial, claims, claims.repo.fingerprint, place, trial=True)
+            raise _TakenBack
 
 
-def _from_manifest(book: Registry, found: _Repo, place: str) -> tuple[list[str], str]:
-    """Record a manifest's family; what the registry knows already stays as it is."""
-    said = found.manifest or {}
-    items = {
-        section: [e for e in said.get(section) or () if isinstance(e, dict) and "absent" not in e]
-        for section in _SECTIONS
-    }
-    own = _own(found, items["checkpoints"])
-    names = [str(entry.get("name")) for entry in items["checkpoints"]]
-    known = {name: book.get(name) if book.exists() else None for name in names}
-    kept = []
-    for entry in items["checkpoints"]:
-        there = known[str(entry.get("name"))]
-        theirs = entry.get("fingerprint")
-        if there is not None and there.fingerprint and theirs and there.fingerprint != theirs:
-            raise RegistryError(
-                f"{found.name} calls {theirs[:12]} {entry['name']!r}, which is"
-                f" {there.fingerprint[:12]} here; pull it into another registry: --registry"
-            )
-        if there is None:
-            kept.append({**entry, **({"source": place} if entry is own else {})})
-    added = [str(entry["name"]) for entry in kept]
-    told = {*added, own["name"]}
-    ours = {_under(s.to_json()) for s in book.scores(own["name"])} if known[own["name"]] else set()
-    benchmarks = {b.name for b in book.benchmarks()} if book.exists() else set()
-    document = {
-        "omnireg": said.get("omnireg"),
-        "benchmarks": [b for b in items["benchmarks"] if b.get("name") not in benchmarks],
-        "checkpoints": kept,
-        "runs": [run for run in items["runs"] if run.get("checkpoint") in added],
-        "scores": [
-            score
-            for score in items["scores"]
-            if score.get("checkpoint") in told and _under(score) not in ours
-        ],
-    }
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "pulled.yaml"
-        file.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-        try:
-            book.apply(file)
-        except RegistryError as exc:
-            reason = str(exc).replace(str(file), MANIFEST)
-            raise RegistryError(f"{found.name}: {reason}") from exc
-    return sorted(added), str(own["name"])
-
-
-def _under(score: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what a score is of, without its value; a row of ours is not replaced by theirs."""
-    conditions = ("n_shot", "filter", "split", "evaluator", "evaluator_version", "source")
-    return (
-        score.get("checkpoint"), score.get("benchmark"), score.get("metric"),
-        *(score.get(name) for name in conditions), repr(sorted((score.get("setup") or {}).items())),
-    )  # fmt: skip
-
-
-def _own(found: _Repo, checkpoints: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the manifest's entry for the repository's own weights."""
-    for entry in checkpoints:
-        if str(entry.get("source", "")).partition("@")[0] == found.name:
-            if found.fingerprint and entry.get("fingerprint") != found.fingerprint:
-                raise PublishError(
-                    f"{found.name} says its weights are {str(entry.get('fingerprint'))[:12]}, the"
-                    f" Hub says {found.fingerprint[:12]}: they were changed without publishing anew"
-                )
-            return entry
-    raise PublishError(f"{found.name}: its {MANIFEST} does not name it; ask its authors")
-
-
-def _from_cards(
-    api: Any, book: Registry, found: _Repo, place: str, depth: int
-) -> tuple[list[str], str]:
-    """Record a repository that we never published: its card, and its parents' cards."""
-    added: list[str] = []
-    own = _record(api, book, found, place, depth, added, frozenset({found.name}))
-    return added, own
-
-
-def _record(
-    api: Any, book: Registry, found: _Repo, place: str, depth: int, added: list[str],
-    above: frozenset[str],
-) -> str:  # fmt: skip
-    parents = []
-    relation = str(found.card.get("base_model_relation") or "")
-    bases = [str(base) for base in _listed(found.card.get("base_model"))]
-    merged = relation == "merge" or (not relation and len(bases) > 1)
-    for base in bases if depth > 0 else ():
-        if base in above:
-            continue
-        theirs = _maybe(api, base)
-        name = base
-        if theirs is not None and not _known(book, base):
-            where = f"{base}@{theirs.commit}"
-            name = _record(api, book, theirs, where, depth - 1, added, above | {base})
-        parents.append(Parent(name, Role.MODEL if merged else Role.FINETUNED_FROM))
-    same = book.by_fingerprint(found.fingerprint) if found.fingerprint and book.exists() else []
-    if same:
-        return same[0].name
-    kind = Kind.MERGED if merged else Kind.FINETUNED if bases else Kind.BASE
-    with_rows = [p for p in parents if _known(book, p.name)]
-    book.add_checkpoint(
-        found.name, kind=kind, fingerprint=found.fingerprint, source=place, parents=with_rows,
-    )  # fmt: skip
-    added.append(found.name)
-    for score in _scores(found.card):
-        book.add_score(found.name, source=f"{api.endpoint}/{found.name}", **score)
-    return found.name
-
-
-def _known(book: Registry, name: str) -> bool:
-    return book.exists() and book.get(name) is not None
-
-
-def _maybe(api: Any, base: str) -> _Repo | None:
-    """Return a parent's repository; None if it cannot be read."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
+@contextmanager
+def _taken_back(
+    folder: Path, partial: Path, book: Registry, claims: Claims, fingerprint: str | None
+) -> Iterator[None]:
+    """Take the folder away if it appears in the block and the block fails after that."""
+    number = partial.stat().st_ino
     try:
-        return _read(api, base.partition("@")[0], base.partition("@")[2] or None)
-    except (HfHubHTTPError, HFValidationError, PublishError):
-        return None
+        yield
+    except BaseException:
+        with suppress(OSError):
+            is_ours = folder.stat().st_ino == number
+            if is_ours and not _is_recorded(book, claims, fingerprint, folder):
+                aside = scratch_folder(folder)
+                folder.rename(aside / folder.name)
+                shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value] if value else []
+def _is_recorded(book: Registry, claims: Claims, fingerprint: str | None, folder: Path) -> bool:
+    """Whether all was written before the block failed: an interrupt may come that late."""
+    commit = (claims.repo.name, claims.repo.commit)
+    with suppress(RegistryError):
+        same = book.by_fingerprint(fingerprint) if fingerprint else []
+        return any(
+            row is not None
+            and row.source == str(folder.resolve())
+            and commit in {(each.repo, each.commit) for each in book.publications(row.name)}
+            for row in (named(book, claims.own.name), *same)
+        )
+    return False
 
 
-def _scores(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the numbers of a card's ``model-index``; what is no number is left out."""
-    for entry in _listed(said.get("model-index")):
-        for result in entry.get("results") or () if isinstance(entry, dict) else ():
-            dataset = result.get("dataset") or {}
-            for metric in result.get("metrics") or ():
-                value = metric.get("value")
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    yield {
-                        "benchmark": str(dataset.get("name") or dataset.get("type") or "unnamed"),
-                        "value": float(value),
-                        "metric": str(metric.get("name") or metric.get("type") or "score"),
-                        "filter": dataset.get("config") and str(dataset["config"]),
-                        "split": dataset.get("split") and str(dataset["split"]),
-                    }
+@contextmanager
+def _without_new_parents(folder: Path) -> Iterator[None]:
+    """Remove the folders that were made on the way to one that did not appear."""
+    new = [place for place in folder.absolute().parents if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        for place in new:
+            with suppress(OSError):
+                place.rmdir()
+        raise

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from omnireg.errors import ConfigError, did_you_mean
 from omnireg.hookspecs import ListedModel, Scope
+from omnireg.hosting.isolation import contained, reason
 from omnireg.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -105,10 +106,7 @@ def _no_first_pass(name: str, where: str) -> ConfigError:
 
 
 def _check_value(recipe: Recipe, parameter: "ParameterSpec", value: Any, where: str) -> Any:
-    try:
-        valid = parameter.validate(value)
-    except ValidationError as exc:
-        raise ConfigError(f"{where}: {value!r}: {exc.errors()[0]['msg']}") from exc
+    valid = _valid(parameter, value, f"{where}: {value!r}")
     if isinstance(value, bool) and type(valid) in (int, float):
         raise ConfigError(f"{where}: {str(value).lower()}: Input should be a number")
     if names_a_model(parameter) and valid is not None:
@@ -118,6 +116,23 @@ def _check_value(recipe: Recipe, parameter: "ParameterSpec", value: Any, where: 
                 f"{where}: {value!r} is not a listed model; choose one of: {', '.join(listed)}"
             )
     return valid
+
+
+def _valid(parameter: "ParameterSpec", value: Any, where: str) -> Any:
+    """Return a value as the method's type takes it; that type may be a plugin's own code.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        with contained():
+            return parameter.validate(value)
+    except ValidationError as exc:
+        raise ConfigError(f"{where}: {exc.errors()[0]['msg']}") from exc
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:
+        raise ConfigError(f"{where}: {reason(exc)}") from exc
 
 
 def names_a_model(parameter: "ParameterSpec") -> bool:
@@ -211,8 +226,12 @@ class Resolver:
     @cached_property
     def _bound_once(self) -> Bound:
         def value(parameter: "ParameterSpec", *blocks: Mapping[str, Any]) -> Any:
-            found = (block[parameter.name] for block in blocks if parameter.name in block)
-            return parameter.validate(next(found, parameter.default))
+            for block in blocks:
+                if parameter.name in block:
+                    given = block[parameter.name]
+                    return _valid(parameter, given, f"{self._spec.name}: {parameter.name!r}")
+            where = f"{self._spec.name}: the default of {parameter.name!r}"
+            return _valid(parameter, parameter.default, where)
 
         per_input = {
             ref: {

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, joinedload
 
 from omnireg.registry import rules
-from omnireg.registry.records import Analysis
+from omnireg.registry.records import Analysis, whole
 from omnireg.registry.tables import AnalysisRow, CheckpointRow, now
 
 
@@ -23,7 +23,8 @@ def record(
 ) -> AnalysisRow:
     """Record a result; of the same analysis with the same setup, the new result is kept."""
     kind = rules.name(kind, "kind of analysis", 100)
-    said, found = rules.document(setup, "setup"), rules.document(result, "result")
+    said = rules.document(setup, "setup")
+    found = rules.document(result, "result", rules.LARGEST_RESULT)
     told = {"against": against.name if against else None, "setup": said}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     row = session.scalars(
@@ -54,17 +55,19 @@ def of(session: Session, owner: CheckpointRow, kind: str | None) -> list[Analysi
         .order_by(AnalysisRow.created_at.desc(), AnalysisRow.id.desc())
     )
     if kind is not None:
-        query = query.where(AnalysisRow.kind == kind)
+        query = query.where(AnalysisRow.kind == rules.asked(kind, "kind of analysis"))
     return [to_analysis(row) for row in session.scalars(query)]
 
 
 def to_analysis(row: AnalysisRow) -> Analysis:
     """Return the frozen value of a row."""
-    return Analysis(
-        row.checkpoint.name,
-        row.kind,
-        row.result,
-        row.created_at,
-        row.against.name if row.against else None,
-        row.setup,
+    return whole(
+        Analysis(
+            row.checkpoint.name,
+            row.kind,
+            row.result,
+            row.created_at,
+            row.against.name if row.against else None,
+            row.setup,
+        )
     )

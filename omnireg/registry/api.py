@@ -1,9 +1,10 @@
 """The registry as a Python object: every call is one transaction and returns frozen values."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from omnireg.registry import (
     analyses,
@@ -34,6 +35,9 @@ from omnireg.registry.records import (
     RunStatus,
     Score,
 )
+
+if TYPE_CHECKING:
+    from omnireg.registry.declare.reading import Declared
 
 
 class Registry:
@@ -79,6 +83,12 @@ class Registry:
         """Return whether anything was ever written here, since reading nothing is an error."""
         return self._database.exists()
 
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make all calls of this thread in the block one transaction: an error takes all back."""
+        with self._database.together():
+            yield
+
     # Checkpoints
 
     def add_checkpoint(
@@ -92,10 +102,11 @@ class Registry:
         parents: Iterable[Parent] = (),
         strategy: str | None = None,
         notes: str | None = None,
+        files: Mapping[str, str] | None = None,
     ) -> Checkpoint:
         """Record a checkpoint with recorded parents, or add what was missing about a known one."""
         said = recording.facts(
-            name, kind, fingerprint, source, modalities, parents, strategy, notes
+            name, kind, fingerprint, source, modalities, parents, strategy, notes, files
         )
         with self._database.writing() as session:
             row = recording.record(session, said, create_parents=False)
@@ -381,10 +392,11 @@ class Registry:
         parents: Iterable[Parent] = (),
         strategy: str | None = None,
         notes: str | None = None,
+        files: Mapping[str, str] | None = None,
     ) -> Checkpoint:
         """Record what a run made, with parents nobody recorded yet, in one transaction."""
         said = recording.facts(
-            name, kind, fingerprint, source, modalities, parents, strategy, notes
+            name, kind, fingerprint, source, modalities, parents, strategy, notes, files
         )
         with self._database.writing() as session:
             return checkpoints.to_checkpoint(runs.finish(session, run_id, said))
@@ -448,6 +460,17 @@ class Registry:
         with self._database.writing() as session:
             return apply(session, items)
 
+    def apply_items(self, items: "Iterable[Declared]") -> Changes:
+        """Bring the registry to what items of manifests declare, in one transaction.
+
+        Raises:
+            RegistryError: the items contradict themselves or what is recorded; names file and line.
+        """
+        from omnireg.registry.declare.applying import apply
+
+        with self._database.writing() as session:
+            return apply(session, items)
+
     def items(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield all that is recorded, as (``benchmark`` | ``checkpoint`` | …, fields)."""
         from omnireg.registry.declare import exporting
@@ -465,11 +488,21 @@ class Registry:
 
         exporting.write(self.items(), Path(out))
 
-    def sql(self, query: str, *, limit: int | None = 1000) -> reading.Answer:
-        """Return what a SELECT over the documented views finds; nothing can be written."""
+    def sql(
+        self,
+        query: str,
+        *,
+        limit: int | None = 1000,
+        timeout: float | None = reading.TIMEOUT,
+    ) -> reading.Answer:
+        """Return what a SELECT over the documented views finds; nothing can be written.
+
+        Raises:
+            RegistryError: the query is refused, or takes longer than `timeout` seconds.
+        """
         most = rules.limit(limit)
         with self._database.reading() as session:
-            return reading.ask(session.connection(), query, most)
+            return reading.ask(session.connection(), query, most, timeout)
 
     def events(self, subject: str | None = None, *, limit: int | None = 100) -> list[Event]:
         """Return who changed what, newest first; of one checkpoint or benchmark if named."""

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from omnireg.errors import RegistryError, did_you_mean
 from omnireg.registry import rules
-from omnireg.registry.records import Checkpoint, Kind, Parent
+from omnireg.registry.records import Checkpoint, Kind, Parent, whole
 from omnireg.registry.tables import AliasRow, CheckpointRow, ModalityRow, ParentRow
 
 _table, _aliases = CheckpointRow.__table__, AliasRow.__table__
@@ -87,18 +87,21 @@ def read(session: Session, number: int) -> Checkpoint:
         .where(_edges.c.child_id == number)
         .order_by(_edges.c.position, _edges.c.parent_id)
     )  # fmt: skip
-    return Checkpoint(
-        name=row.name,
-        kind=row.kind,
-        fingerprint=row.fingerprint,
-        source=row.source,
-        modalities=tuple(sorted(found["modality"])),
-        strategy=row.strategy,
-        created_at=row.created_at,
-        notes=row.notes,
-        aliases=tuple(sorted(found["alias"])),
-        parents=tuple(Parent(*edge) for edge in edges),
-        details=row.details,
+    return whole(
+        Checkpoint(
+            name=row.name,
+            kind=row.kind,
+            fingerprint=row.fingerprint,
+            source=row.source,
+            modalities=tuple(sorted(found["modality"])),
+            strategy=row.strategy,
+            created_at=row.created_at,
+            notes=row.notes,
+            aliases=tuple(sorted(found["alias"])),
+            parents=tuple(whole(Parent(*edge)) for edge in edges),
+            details=row.details,
+            files=row.files,
+        )
     )
 
 
@@ -127,9 +130,10 @@ def search(
     if kind is not None:
         query = query.where(CheckpointRow.kind == rules.state(Kind, kind, "kind"))
     if modality is not None:
-        query = query.where(CheckpointRow.modalities.any(ModalityRow.modality == modality))
+        word = rules.asked(modality, "modality")
+        query = query.where(CheckpointRow.modalities.any(ModalityRow.modality == word))
     if strategy is not None:
-        query = query.where(CheckpointRow.strategy == strategy)
+        query = query.where(CheckpointRow.strategy == rules.asked(strategy, "strategy"))
     if parent is not None:
         query = query.where(
             CheckpointRow.parents.any(ParentRow.parent_id == find(session, parent).id)
@@ -139,18 +143,21 @@ def search(
 
 def to_checkpoint(row: CheckpointRow) -> Checkpoint:
     """Return the frozen value of a row."""
-    return Checkpoint(
-        name=row.name,
-        kind=row.kind,
-        fingerprint=row.fingerprint,
-        source=row.source,
-        modalities=tuple(modality.modality for modality in row.modalities),
-        strategy=row.strategy,
-        created_at=row.created_at,
-        notes=row.notes,
-        aliases=tuple(alias.alias for alias in row.aliases),
-        parents=tuple(_to_parent(edge) for edge in row.parents),
-        details=row.details,
+    return whole(
+        Checkpoint(
+            name=row.name,
+            kind=row.kind,
+            fingerprint=row.fingerprint,
+            source=row.source,
+            modalities=tuple(modality.modality for modality in row.modalities),
+            strategy=row.strategy,
+            created_at=row.created_at,
+            notes=row.notes,
+            aliases=tuple(alias.alias for alias in row.aliases),
+            parents=tuple(_to_parent(edge) for edge in row.parents),
+            details=row.details,
+            files=row.files,
+        )
     )
 
 
@@ -177,4 +184,4 @@ def _complete() -> Select[CheckpointRow]:
 
 def _to_parent(edge: ParentRow) -> Parent:
     row = edge.parent
-    return Parent(row.name, edge.role, edge.weight, row.fingerprint, row.source, row.kind)
+    return whole(Parent(row.name, edge.role, edge.weight, row.fingerprint, row.source, row.kind))

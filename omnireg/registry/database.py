@@ -6,7 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,8 +14,9 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, QueuePool
 
+from omnireg.boundary.text import one_line, quoted
 from omnireg.errors import RegistryError
-from omnireg.registry import schema
+from omnireg.registry import damage, schema
 from omnireg.registry.events import watch
 
 ENVIRONMENT = "OMNIREG_REGISTRY"
@@ -27,6 +28,10 @@ SEALED = 7305
 #: even reading takes a little room beside the file; SQLite calls a lack of it an input/output error
 _NO_ROOM_TO_READ = "SQLITE_IOERR_SHMSIZE"
 _SAYINGS = {
+    "no such table": "is damaged (SAID): run `omnireg db check`",
+    "no such column": "is damaged (SAID): run `omnireg db check`",
+    "Could not decode to UTF-8": "is damaged (SAID): run `omnireg db check`",
+    "malformed JSON": "is damaged (SAID): run `omnireg db check`",
     "is locked": "is locked by another process: wait until it has finished, then try again",
     "not a database": "is not a SQLite database: choose another path",
     "unable to open": "cannot be opened: check that its folder exists and is writable",
@@ -35,6 +40,8 @@ _SAYINGS = {
     "is full": "has no room left on its disk: free some, then try again",
     "malformed": "is damaged: restore a copy, or recover it with `sqlite3 PATH .recover`",
 }
+#: what reading a value that is none ends in
+_ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class Database:
@@ -52,23 +59,52 @@ class Database:
         self._writer = self._engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
         self._readable = self._writable = False
         self._preparing = threading.Lock()
+        self._here = threading.local()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make all reading and writing of this thread in the block parts of one transaction."""
+        with self.writing() as session:
+            outer, self._here.session = self._ongoing, session
+            try:
+                yield
+            finally:
+                self._here.session = outer
+
+    @property
+    def _ongoing(self) -> Session | None:
+        session: Session | None = getattr(self._here, "session", None)
+        if session is not None:
+            session.expire_all()  # manifests are applied below the mapper
+        return session
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """Open a session that sees one consistent state."""
+        ongoing = self._ongoing
+        if ongoing is not None:
+            with explained(self.where):
+                yield ongoing
+            return
         self._require_file()
         with explained(self.where), Session(self._engine) as session:
             if not self._readable:
                 self._check(session.connection())
                 self._readable = True
-            yield session
+            with self._damage_told(session):
+                yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """Open a session that holds the write lock from its start and commits at its end."""
+        ongoing = self._ongoing
+        if ongoing is not None:
+            with explained(self.where), ongoing.begin_nested():
+                yield ongoing
+            return
         with explained(self.where):
             self._prepare()
-            with Session(self._writer) as session, session.begin():
+            with self._damage_told(), Session(self._writer) as session, session.begin():
                 watch(session)
                 schema.lock(session.connection())
                 yield session
@@ -78,12 +114,27 @@ class Database:
         """Open a session like `writing` whose changes are taken back at its end."""
         with explained(self.where):
             self._prepare()
-            with Session(self._writer) as session:
+            with self._damage_told(), Session(self._writer) as session:
                 session.begin()
                 watch(session)
                 schema.lock(session.connection())
                 yield session
                 session.rollback()
+
+    @contextmanager
+    def _damage_told(self, reading: Session | None = None) -> Iterator[None]:
+        """Say which row a foreign hand damaged, if that is why the block failed."""
+        try:
+            yield
+        except _ODD as error:
+            with Session(self._engine) if reading is None else nullcontext(reading) as session:
+                found = damage.first(session.connection())
+            if found is None:
+                raise
+            raise RegistryError(
+                f"registry {self.where} is damaged: {found}: run `omnireg db check` to see all"
+                " there is, and correct the row or restore a copy"
+            ) from error
 
     @contextmanager
     def scratch(self) -> Iterator["Database"]:
@@ -265,6 +316,8 @@ def explained(where: str) -> Iterator[None]:
     """Turn every error of the driver and of SQLAlchemy into a RegistryError."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise RegistryError(f"{quoted(error.object)} is no valid text: correct it") from error
     except (exc.SQLAlchemyError, sqlite3.Error) as error:
         raise RegistryError(_plainly(error, where)) from error
 
@@ -278,7 +331,7 @@ def _plainly(error: Exception, where: str) -> str:
         return f"registry {where} is of no known kind: {said}: give a path or sqlite:///PATH"
     for symptom, saying in _SAYINGS.items():
         if symptom in said:
-            return f"registry {where} {saying}"
+            return f"registry {where} {saying.replace('SAID', one_line(said))}"
     if isinstance(error, exc.IntegrityError):
         return f"registry {where} refused the record: {said}: run `omnireg db check`"
     if isinstance(error, exc.OperationalError):

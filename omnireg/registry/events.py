@@ -10,8 +10,10 @@ from typing import Any
 from sqlalchemy import event, inspect, select
 from sqlalchemy.orm import Session
 
+from omnireg.boundary.text import one_line
+from omnireg.digests import combine_digests
 from omnireg.registry import rules
-from omnireg.registry.records import Action, Event, SubjectType
+from omnireg.registry.records import Action, Event, SubjectType, whole
 from omnireg.registry.tables import (
     AliasRow,
     AnalysisRow,
@@ -50,11 +52,11 @@ def actor() -> str:
     """Return who is at work: ``$OMNIREG_ACTOR``, else user and machine."""
     named = os.environ.get(ACTOR)
     if named:
-        return named
+        return one_line(named)
     user = "unknown"
     with suppress(OSError, KeyError):
         user = getpass.getuser()
-    return f"{user}@{platform.node() or 'unknown'}"
+    return one_line(f"{user}@{platform.node() or 'unknown'}")
 
 
 def watch(session: Session) -> None:
@@ -66,13 +68,15 @@ def search(session: Session, subject: str | None, limit: int | None) -> list[Eve
     """Return events, newest first."""
     query = select(EventRow).order_by(EventRow.id.desc()).limit(rules.limit(limit))
     if subject is not None:
-        query = query.where(EventRow.subject == subject)
+        query = query.where(EventRow.subject == rules.asked(subject, "subject"))
     return [to_event(row) for row in session.scalars(query)]
 
 
 def to_event(row: EventRow) -> Event:
     """Return the frozen value of a row."""
-    return Event(row.id, row.at, row.actor, row.action, row.subject_type, row.subject, row.details)
+    return whole(
+        Event(row.id, row.at, row.actor, row.action, row.subject_type, row.subject, row.details)
+    )
 
 
 def _before_flush(session: Session, *_: object) -> None:
@@ -109,9 +113,10 @@ def _changes(row: Any) -> dict[str, list[Any]]:
     for column in state.mapper.column_attrs:
         history = state.attrs[column.key].history
         if history.has_changes():
-            found[column.key] = [
-                _plain(v[0] if v else None) for v in (history.deleted, history.added)
-            ]
+            both = (v[0] if v else None for v in (history.deleted, history.added))
+            # a folder has many files: its digest says that they changed
+            told = _contents if column.key == "files" else _plain
+            found[column.key] = [told(value) for value in both]
     if isinstance(row, CheckpointRow):
         history = state.attrs.modalities.history
         if history.has_changes():
@@ -120,6 +125,10 @@ def _changes(row: Any) -> dict[str, list[Any]]:
                 sorted(word.modality for word in words) for words in (before, row.modalities)
             ]
     return found
+
+
+def _contents(files: dict[str, str] | None) -> str | None:
+    return combine_digests(files.items()) if files else None
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import CTE, Connection, Select, literal, select
 
-from omnireg.registry.records import Kind, Role
+from omnireg.registry.records import Kind, Role, whole
 from omnireg.registry.tables import CheckpointRow, ParentRow
 
 _nodes, _links = CheckpointRow.__table__, ParentRow.__table__
@@ -91,7 +91,7 @@ def family(
         .where(_nodes.c.id.in_(members))
         .order_by(_nodes.c.id)
     )
-    nodes = tuple(Node(*row) for row in rows)
+    nodes = tuple(whole(Node(*row)) for row in rows)
     name = connection.execute(select(_nodes.c.name).where(_nodes.c.id == root)).scalar_one()
     return Lineage(name, nodes, _edges(connection, members), truncated)
 
@@ -161,4 +161,4 @@ def _edges(connection: Connection, members: list[int] | Select[int]) -> tuple[Ed
     # alone, and leave out here what leads outside.
     inside = members if isinstance(members, list) else connection.scalars(members)
     known = set(inside)
-    return tuple(Edge(*row[:4]) for row in connection.execute(query) if row[4] in known)
+    return tuple(whole(Edge(*row[:4])) for row in connection.execute(query) if row[4] in known)

@@ -1,21 +1,35 @@
 """What is wrong with stored data, whoever stored it."""
 
 from collections.abc import Iterator
+from itertools import chain, islice
 
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from omnireg.registry import checkpoints
-from omnireg.registry.tables import AliasRow, CheckpointRow
+from omnireg.registry import checkpoints, damage, structure
+from omnireg.registry.tables import AliasRow, Base, CheckpointRow
+
+#: so many are told
+_MOST = 1000
 
 
 def of(session: Session, *, in_a_file: bool) -> list[str]:
-    """Return one line per problem."""
-    return [
-        *(_of_file(session) if in_a_file else ()),
-        *_of_families(session),
-        *_of_aliases(session),
+    """Return one line per problem, at most the first thousand."""
+    connection = session.connection()
+    tables = structure.present(connection)
+    found = [
+        *islice(
+            chain(
+                _of_file(session) if in_a_file else (),
+                structure.of(connection),
+                damage.of(connection, tables),
+            ),
+            _MOST,
+        )
     ]
+    if len(tables) == len(Base.metadata.sorted_tables):
+        found += islice(chain(_of_families(session), _of_aliases(session)), _MOST)
+    return found[:_MOST]
 
 
 def _of_file(session: Session) -> Iterator[str]:

@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from omnireg.errors import RegistryError
 from omnireg.registry import rules
-from omnireg.registry.records import Publication
+from omnireg.registry.records import Publication, whole
 from omnireg.registry.tables import CheckpointRow, PublicationRow
 
 
@@ -17,7 +17,7 @@ def record(
     Raises:
         RegistryError: the commit is recorded as another checkpoint's.
     """
-    repo, commit = rules.text(repo, "repo"), rules.text(commit, "commit")
+    repo, commit = rules.name(repo, "repo"), rules.name(commit, "commit", 64)
     known = session.scalars(
         select(PublicationRow).where(PublicationRow.repo == repo, PublicationRow.commit == commit)
     ).one_or_none()
@@ -51,6 +51,8 @@ def of(session: Session, owner: CheckpointRow) -> list[Publication]:
 
 def to_publication(row: PublicationRow) -> Publication:
     """Return the frozen value of a row."""
-    return Publication(
-        row.checkpoint.name, row.repo, row.commit, row.url, row.published_at, row.branch
+    return whole(
+        Publication(
+            row.checkpoint.name, row.repo, row.commit, row.url, row.published_at, row.branch
+        )
     )

@@ -10,7 +10,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from omnireg.errors import RegistryError, did_you_mean
-from omnireg.registry.records import Kind, Score
+from omnireg.registry import rules
+from omnireg.registry.records import Kind, Score, whole
 from omnireg.registry.tables import BenchmarkRow, CheckpointRow, ScoreRow
 
 
@@ -66,13 +67,14 @@ def leaderboard(
     names = {number: (name, kind) for number, name, kind in rows}
     values = list(best.values())
     return [
-        Place(values.index(scored) + 1, *names[number], scored, chosen)
+        whole(Place(values.index(scored) + 1, *names[number], scored, chosen))
         for number, scored in best.items()
     ]
 
 
 def _benchmark(session: Session, name: str) -> BenchmarkRow:
-    row = session.scalars(select(BenchmarkRow).where(BenchmarkRow.name == name)).one_or_none()
+    named = BenchmarkRow.name == rules.asked(name, "benchmark")
+    row = session.scalars(select(BenchmarkRow).where(named)).one_or_none()
     if row is None:
         known = session.scalars(select(BenchmarkRow.name)).all()
         raise RegistryError(

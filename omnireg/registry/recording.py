@@ -1,6 +1,6 @@
 """Recording what is said about a checkpoint: new facts are added, contradictions are refused."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
@@ -27,6 +27,7 @@ class Facts:
     parents: tuple[Parent, ...] = ()
     strategy: str | None = None
     notes: str | None = None
+    files: Mapping[str, str] | None = None
 
 
 def facts(
@@ -38,6 +39,7 @@ def facts(
     parents: Iterable[Parent] = (),
     strategy: str | None = None,
     notes: str | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Facts:
     """Check what a caller says about a checkpoint."""
     return Facts(
@@ -49,6 +51,7 @@ def facts(
         tuple(_checked(parent) for parent in parents),
         rules.optional_text(strategy, "strategy"),
         rules.optional_text(notes, "notes"),
+        rules.files(files),
     )
 
 
@@ -104,6 +107,8 @@ def _agree(row: CheckpointRow, said: Facts) -> None:
     row.source = _filled(row, "source", known_source, said.source)
     row.strategy = _filled(row, "strategy", row.strategy, said.strategy)
     row.notes = said.notes or row.notes
+    # of the same weights: what lies beside them may have been changed on purpose
+    row.files = row.files if said.files is None else dict(said.files)
 
 
 def _filled(row: CheckpointRow, fact: str, known: str | None, said: str | None) -> str | None:

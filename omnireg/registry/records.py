@@ -1,10 +1,33 @@
 """What the registry hands out: closed states and frozen values, never database rows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar, get_args
+
+from omnireg.digests import combine_digests
+
+R = TypeVar("R")
+
+
+def whole(record: R) -> R:
+    """Return a record; a foreign hand may have taken away what every one has.
+
+    Raises:
+        ValueError: something is missing that cannot be.
+    """
+    kind: Any = type(record)
+    for name in _needed(kind):
+        if getattr(record, name) is None:
+            raise ValueError(f"a {kind.__name__} without its {name}")
+    return record
+
+
+@cache
+def _needed(kind: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind) if type(None) not in get_args(f.type))
 
 
 class Kind(StrEnum):
@@ -73,7 +96,10 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A recorded checkpoint; `fingerprint` is null while its bytes were never read."""
+    """A recorded checkpoint; `fingerprint` is null while its bytes were never read.
+
+    `files` are the sha256 of everything in its folder that decides what it says, by relative name.
+    """
 
     name: str
     kind: Kind
@@ -86,6 +112,12 @@ class Checkpoint:
     aliases: tuple[str, ...] = ()
     parents: tuple[Parent, ...] = ()
     details: Mapping[str, Any] | None = None
+    files: Mapping[str, str] | None = None
+
+    @property
+    def contents(self) -> str | None:
+        """The digest of the whole folder, as the fingerprint is of its weights."""
+        return combine_digests(self.files.items()) if self.files else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the checkpoint as the JSON object of `list` and `show`."""
@@ -93,6 +125,7 @@ class Checkpoint:
             "name": self.name,
             "kind": str(self.kind),
             "fingerprint": self.fingerprint,
+            "contents": self.contents,
             "source": self.source,
             "modalities": list(self.modalities),
             "strategy": self.strategy,

@@ -12,14 +12,15 @@ from omnireg.errors import RegistryError
 from omnireg.registry import rules
 from omnireg.registry.checkpoints import by_name
 from omnireg.registry.recording import Facts, record, refuse_alias
-from omnireg.registry.records import Kind, Run, RunStatus
-from omnireg.registry.tables import CheckpointRow, RunRow, now
+from omnireg.registry.records import Kind, Run, RunStatus, whole
+from omnireg.registry.tables import LONGEST_DIGEST, CheckpointRow, RunRow, now
 
 
 def start(
     session: Session,
     name: str,
     *,
+    recipe_digest: str,
     seed: int | None,
     parameters: Mapping[str, Any] | None,
     versions: Mapping[str, str] | None,
@@ -34,6 +35,7 @@ def start(
         parameters=rules.document(parameters or {}, "parameters"),
         versions=rules.document(versions or {}, "versions"),
         machine=rules.text(machine or platform.node() or "unknown", "machine"),
+        recipe_digest=rules.text(recipe_digest, "recipe_digest", LONGEST_DIGEST),
         **{field: value and rules.text(value, field) for field, value in texts.items()},
     )
     session.add(row)
@@ -78,6 +80,7 @@ def fail(session: Session, run_id: int, error: str) -> RunRow:
         raise RegistryError(f"run {run_id} is done and cannot fail: see `omnireg show {run.name}`")
     if run.status is RunStatus.RUNNING:
         printable = error.replace("\0", "").encode(errors="backslashreplace").decode()
+        printable = printable[-rules.LONGEST_TEXT :]
         run.status, run.finished_at, run.error = RunStatus.FAILED, now(), printable
         session.flush()
     return run
@@ -131,25 +134,27 @@ def refuse_taken(
 
 def to_run(row: RunRow) -> Run:
     """Return the frozen value of a row."""
-    return Run(
-        id=row.id,
-        status=row.status,
-        name=row.name,
-        out=row.out,
-        recipe_text=row.recipe_text,
-        recipe_digest=row.recipe_digest,
-        strategy=row.strategy,
-        engine=row.engine,
-        machine=row.machine,
-        started_at=row.started_at,
-        strategy_distribution=row.strategy_distribution,
-        strategy_version=row.strategy_version,
-        seed=row.seed,
-        parameters=row.parameters,
-        versions=row.versions,
-        finished_at=row.finished_at,
-        error=row.error,
-        checkpoint=row.checkpoint.name if row.checkpoint else None,
+    return whole(
+        Run(
+            id=row.id,
+            status=row.status,
+            name=row.name,
+            out=row.out,
+            recipe_text=row.recipe_text,
+            recipe_digest=row.recipe_digest,
+            strategy=row.strategy,
+            engine=row.engine,
+            machine=row.machine,
+            started_at=row.started_at,
+            strategy_distribution=row.strategy_distribution,
+            strategy_version=row.strategy_version,
+            seed=row.seed,
+            parameters=row.parameters,
+            versions=row.versions,
+            finished_at=row.finished_at,
+            error=row.error,
+            checkpoint=row.checkpoint.name if row.checkpoint else None,
+        )
     )
 
 

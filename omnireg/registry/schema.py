@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, inspect, select, text
 
 from omnireg.errors import RegistryError
 
-HEAD = "0004"
+HEAD = "0005"
 VERSIONS = "alembic_version"
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Any number will do, as long as nothing else in the database takes the same lock.

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, joinedload
 
 from omnireg.errors import RegistryError
 from omnireg.registry import rules
-from omnireg.registry.records import Benchmark, Score
+from omnireg.registry.records import Benchmark, Score, whole
 from omnireg.registry.tables import BenchmarkRow, CheckpointRow, ScoreRow, now
 
 
@@ -168,33 +168,37 @@ def benchmarks(session: Session) -> list[Benchmark]:
 
 def to_benchmark(row: BenchmarkRow) -> Benchmark:
     """Return the frozen value of a row."""
-    return Benchmark(
-        row.name, row.higher_is_better, row.ability, row.unit, row.description, row.metric
+    return whole(
+        Benchmark(
+            row.name, row.higher_is_better, row.ability, row.unit, row.description, row.metric
+        )
     )
 
 
 def to_score(row: ScoreRow) -> Score:
     """Return the frozen value of a row."""
-    return Score(
-        checkpoint=row.checkpoint.name,
-        benchmark=row.benchmark.name,
-        metric=row.metric,
-        value=row.value,
-        higher_is_better=row.benchmark.higher_is_better,
-        created_at=row.created_at,
-        n=row.n,
-        stderr=row.stderr,
-        n_shot=row.n_shot,
-        filter=row.filter,
-        split=row.split,
-        evaluator=row.evaluator,
-        evaluator_version=row.evaluator_version,
-        source=row.source,
-        setup=row.setup,
-        ability=row.benchmark.ability,
-        unit=row.benchmark.unit,
-        partial=row.partial,
-        details=row.details,
+    return whole(
+        Score(
+            checkpoint=row.checkpoint.name,
+            benchmark=row.benchmark.name,
+            metric=row.metric,
+            value=row.value,
+            higher_is_better=row.benchmark.higher_is_better,
+            created_at=row.created_at,
+            n=row.n,
+            stderr=row.stderr,
+            n_shot=row.n_shot,
+            filter=row.filter,
+            split=row.split,
+            evaluator=row.evaluator,
+            evaluator_version=row.evaluator_version,
+            source=row.source,
+            setup=row.setup,
+            ability=row.benchmark.ability,
+            unit=row.benchmark.unit,
+            partial=row.partial,
+            details=row.details,
+        )
     )
 
 

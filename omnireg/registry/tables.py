@@ -1,67 +1,22 @@
 """The tables: every closed state is a named CHECK, every constraint has a predictable name."""
 
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    CheckConstraint,
-    DateTime,
-    Dialect,
-    Double,
-    Enum,
-    ForeignKey,
-    Index,
-    MetaData,
-    String,
-    Text,
-    TypeDecorator,
-    UniqueConstraint,
-    text,
-)
+from sqlalchemy import CheckConstraint, ForeignKey, Index, MetaData, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from omnireg.registry.columns import Document, Line, Prose, Real, UtcDateTime, Whole, closed
 from omnireg.registry.records import Action, Kind, Role, RunStatus, SubjectType
 
 LONGEST_NAME = 1000
+LONGEST_DIGEST = 128
 LARGEST = 1.7976931348623157e308
 
 
 def now() -> datetime:
     """Return the current time in UTC."""
     return datetime.now(UTC)
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A time that is UTC on both sides, also where the database forgets time zones."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Convert an aware time to UTC."""
-        return value.astimezone(UTC) if value is not None else None
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Read the stored time as UTC."""
-        if value is None or value.tzinfo is not None:
-            return value and value.astimezone(UTC)
-        return value.replace(tzinfo=UTC)
-
-
-def closed(states: type[StrEnum], name: str) -> Enum:
-    """Return the column type of a closed set of states, with a named CHECK."""
-    # A fixed length lets a later state come in by replacing one named CHECK.
-    return Enum(
-        states,
-        name=name,
-        length=32,
-        native_enum=False,
-        create_constraint=True,
-        values_callable=lambda members: [member.value for member in members],
-    )
 
 
 class Base(DeclarativeBase):
@@ -87,16 +42,18 @@ class CheckpointRow(Base):
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(String(LONGEST_NAME), unique=True)
+    name: Mapped[str] = mapped_column(Line(LONGEST_NAME), unique=True)
     kind: Mapped[Kind] = mapped_column(closed(Kind, "kind"))
-    fingerprint: Mapped[str | None] = mapped_column(String(64), index=True)
-    source: Mapped[str | None] = mapped_column(Text)
-    strategy: Mapped[str | None] = mapped_column(Text)
+    fingerprint: Mapped[str | None] = mapped_column(Line(64), index=True)
+    source: Mapped[str | None] = mapped_column(Prose)
+    strategy: Mapped[str | None] = mapped_column(Prose)
     # Known only as somebody's parent: its kind is a guess that the first `add` may correct.
     implied: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
-    notes: Mapped[str | None] = mapped_column(Text)
-    details: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    notes: Mapped[str | None] = mapped_column(Prose)
+    details: Mapped[dict[str, Any] | None] = mapped_column(Document(none_as_null=True))
+    # sha256 by relative name; of the weights too
+    files: Mapped[dict[str, Any] | None] = mapped_column(Document(none_as_null=True))
 
     aliases: Mapped[list["AliasRow"]] = relationship(
         back_populates="checkpoint", cascade="all, delete-orphan", order_by="AliasRow.alias"
@@ -120,7 +77,7 @@ class AliasRow(Base):
         CheckConstraint(f"length(alias) BETWEEN 1 AND {LONGEST_NAME}", name="alias_length"),
     )
 
-    alias: Mapped[str] = mapped_column(String(LONGEST_NAME), primary_key=True)
+    alias: Mapped[str] = mapped_column(Line(LONGEST_NAME), primary_key=True)
     checkpoint_id: Mapped[int] = mapped_column(
         ForeignKey("checkpoints.id", ondelete="CASCADE"), index=True
     )
@@ -136,7 +93,7 @@ class ModalityRow(Base):
     checkpoint_id: Mapped[int] = mapped_column(
         ForeignKey("checkpoints.id", ondelete="CASCADE"), primary_key=True
     )
-    modality: Mapped[str] = mapped_column(String(100), primary_key=True, index=True)
+    modality: Mapped[str] = mapped_column(Line(100), primary_key=True, index=True)
 
 
 class ParentRow(Base):
@@ -152,7 +109,7 @@ class ParentRow(Base):
         ForeignKey("checkpoints.id", ondelete="RESTRICT"), primary_key=True, index=True
     )
     role: Mapped[Role] = mapped_column(closed(Role, "role"), primary_key=True)
-    weight: Mapped[float | None] = mapped_column(Double)
+    weight: Mapped[float | None] = mapped_column(Real)
     position: Mapped[int] = mapped_column(default=0, server_default=text("0"))
 
     child: Mapped[CheckpointRow] = relationship(foreign_keys=child_id, back_populates="parents")
@@ -171,21 +128,21 @@ class RunRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[RunStatus] = mapped_column(closed(RunStatus, "status"), index=True)
-    name: Mapped[str] = mapped_column(String(LONGEST_NAME))
-    out: Mapped[str] = mapped_column(Text)
-    recipe_text: Mapped[str] = mapped_column(Text)
-    recipe_digest: Mapped[str] = mapped_column(String(128), index=True)
-    strategy: Mapped[str] = mapped_column(Text)
-    strategy_distribution: Mapped[str | None] = mapped_column(Text)
-    strategy_version: Mapped[str | None] = mapped_column(Text)
-    engine: Mapped[str] = mapped_column(Text)
-    seed: Mapped[int | None] = mapped_column(BigInteger)
-    parameters: Mapped[dict[str, Any]] = mapped_column(JSON)
-    versions: Mapped[dict[str, Any]] = mapped_column(JSON)
-    machine: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Line(LONGEST_NAME))
+    out: Mapped[str] = mapped_column(Prose)
+    recipe_text: Mapped[str] = mapped_column(Prose)
+    recipe_digest: Mapped[str] = mapped_column(Line(LONGEST_DIGEST), index=True)
+    strategy: Mapped[str] = mapped_column(Prose)
+    strategy_distribution: Mapped[str | None] = mapped_column(Prose)
+    strategy_version: Mapped[str | None] = mapped_column(Prose)
+    engine: Mapped[str] = mapped_column(Prose)
+    seed: Mapped[int | None] = mapped_column(Whole)
+    parameters: Mapped[dict[str, Any]] = mapped_column(Document)
+    versions: Mapped[dict[str, Any]] = mapped_column(Document)
+    machine: Mapped[str] = mapped_column(Prose)
     started_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    error: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Prose)
     checkpoint_id: Mapped[int | None] = mapped_column(
         ForeignKey("checkpoints.id", ondelete="RESTRICT"), index=True
     )
@@ -203,10 +160,10 @@ class PublicationRow(Base):
     checkpoint_id: Mapped[int] = mapped_column(
         ForeignKey("checkpoints.id", ondelete="CASCADE"), index=True
     )
-    repo: Mapped[str] = mapped_column(String(LONGEST_NAME))
-    commit: Mapped[str] = mapped_column(String(64))
-    url: Mapped[str] = mapped_column(Text)
-    branch: Mapped[str | None] = mapped_column(Text)
+    repo: Mapped[str] = mapped_column(Line(LONGEST_NAME))
+    commit: Mapped[str] = mapped_column(Line(64))
+    url: Mapped[str] = mapped_column(Prose)
+    branch: Mapped[str | None] = mapped_column(Prose)
     published_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 
     checkpoint: Mapped[CheckpointRow] = relationship()
@@ -221,13 +178,13 @@ class BenchmarkRow(Base):
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(String(LONGEST_NAME), unique=True)
-    ability: Mapped[str | None] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Line(LONGEST_NAME), unique=True)
+    ability: Mapped[str | None] = mapped_column(Prose)
     # What a score has that names no metric.
-    metric: Mapped[str | None] = mapped_column(Text)
-    unit: Mapped[str | None] = mapped_column(Text)
+    metric: Mapped[str | None] = mapped_column(Prose)
+    unit: Mapped[str | None] = mapped_column(Prose)
     higher_is_better: Mapped[bool]
-    description: Mapped[str | None] = mapped_column(Text)
+    description: Mapped[str | None] = mapped_column(Prose)
 
 
 class ScoreRow(Base):
@@ -248,20 +205,20 @@ class ScoreRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoints.id", ondelete="CASCADE"))
     benchmark_id: Mapped[int] = mapped_column(ForeignKey("benchmarks.id", ondelete="RESTRICT"))
-    metric: Mapped[str] = mapped_column(String(LONGEST_NAME))
-    value: Mapped[float] = mapped_column(Double)
-    stderr: Mapped[float | None] = mapped_column(Double)
-    n: Mapped[int | None] = mapped_column(BigInteger)
-    n_shot: Mapped[int | None] = mapped_column(BigInteger)
-    filter: Mapped[str | None] = mapped_column(Text)
-    split: Mapped[str | None] = mapped_column(Text)
-    evaluator: Mapped[str | None] = mapped_column(Text)
-    evaluator_version: Mapped[str | None] = mapped_column(Text)
-    source: Mapped[str | None] = mapped_column(Text)
-    setup: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    conditions: Mapped[str] = mapped_column(String(64))
+    metric: Mapped[str] = mapped_column(Line(LONGEST_NAME))
+    value: Mapped[float] = mapped_column(Real)
+    stderr: Mapped[float | None] = mapped_column(Real)
+    n: Mapped[int | None] = mapped_column(Whole)
+    n_shot: Mapped[int | None] = mapped_column(Whole)
+    filter: Mapped[str | None] = mapped_column(Prose)
+    split: Mapped[str | None] = mapped_column(Prose)
+    evaluator: Mapped[str | None] = mapped_column(Prose)
+    evaluator_version: Mapped[str | None] = mapped_column(Prose)
+    source: Mapped[str | None] = mapped_column(Prose)
+    setup: Mapped[dict[str, Any] | None] = mapped_column(Document(none_as_null=True))
+    conditions: Mapped[str] = mapped_column(Line(64))
     partial: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
-    details: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    details: Mapped[dict[str, Any] | None] = mapped_column(Document(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 
     checkpoint: Mapped[CheckpointRow] = relationship()
@@ -276,13 +233,13 @@ class AnalysisRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoints.id", ondelete="CASCADE"))
-    kind: Mapped[str] = mapped_column(String(100))
+    kind: Mapped[str] = mapped_column(Line(100))
     against_id: Mapped[int | None] = mapped_column(
         ForeignKey("checkpoints.id", ondelete="CASCADE"), index=True
     )
-    setup: Mapped[dict[str, Any]] = mapped_column(JSON)
-    conditions: Mapped[str] = mapped_column(String(64))
-    result: Mapped[dict[str, Any]] = mapped_column(JSON)
+    setup: Mapped[dict[str, Any]] = mapped_column(Document)
+    conditions: Mapped[str] = mapped_column(Line(64))
+    result: Mapped[dict[str, Any]] = mapped_column(Document)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 
     checkpoint: Mapped[CheckpointRow] = relationship(foreign_keys=checkpoint_id)
@@ -297,9 +254,9 @@ class EventRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
-    actor: Mapped[str] = mapped_column(Text)
+    actor: Mapped[str] = mapped_column(Prose)
     action: Mapped[Action] = mapped_column(closed(Action, "action"))
     subject_type: Mapped[SubjectType] = mapped_column(closed(SubjectType, "subject_type"))
     # A checkpoint's or a benchmark's name; the checkpoint's of an alias, a parent or a score.
-    subject: Mapped[str] = mapped_column(String(LONGEST_NAME))
-    details: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    subject: Mapped[str] = mapped_column(Line(LONGEST_NAME))
+    details: Mapped[dict[str, Any] | None] = mapped_column(Document(none_as_null=True))

@@ -47,9 +47,13 @@ VIEWS = {
 
 def create(connection: Connection) -> None:
     """Create every view."""
-    joined = _JOINED[connection.dialect.name]
-    for name, query in VIEWS.items():
-        connection.execute(text(f"CREATE VIEW {name} AS {query.format(joined=joined)}"))
+    for name in VIEWS:
+        connection.execute(text(statement(name, connection)))
+
+
+def statement(name: str, connection: Connection) -> str:
+    """Return what creates a view."""
+    return f"CREATE VIEW {name} AS {VIEWS[name].format(joined=_JOINED[connection.dialect.name])}"
 
 
 def drop(connection: Connection) -> None:

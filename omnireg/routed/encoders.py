@@ -89,7 +89,8 @@ class Encoder(nn.Module):
         """
         super().__init__()
         folder = package.host_folder(model)
-        self.host = _without_language_model(Checkpoint(str(folder), folder), folder / SHELL, dtype)
+        host = Checkpoint(str(folder), folder)
+        self.host = _without_language_model(host, folder / SHELL, dtype, package.read)
         self._mirror = _put_mirror(self.host, dtype)
 
     @property
@@ -119,18 +120,20 @@ class Encoder(nn.Module):
         return Encoded(ids, shown, found.last_hidden_state, positions)
 
 
-def _without_language_model(host: Checkpoint, shell: Path, dtype: torch.dtype) -> Any:
+def _without_language_model(
+    host: Checkpoint, shell: Path, dtype: torch.dtype, read: ByteReader
+) -> Any:
     from transformers import AutoConfig
 
     cls = model_class(host)
     if cls is None:
         raise CheckpointError(f"{host.ref}: transformers has no {host.architecture}")
-    read = ByteReader()
     state = {
-        name: as_tensor(read(header), header)
+        name: as_tensor(read(header), header).clone()
         for name, header in read_header(shell).items()
         if not name.endswith(_WORDS)
     }
+    read.check()
     with quiet(), config_errors(host):
         config = AutoConfig.from_pretrained(host.folder, trust_remote_code=False)
         _shrink(config)

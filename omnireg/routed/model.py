@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from omnireg.alignment import EMBEDDING
-from omnireg.errors import ConfigError, did_you_mean
+from omnireg.errors import CheckpointError, ConfigError, did_you_mean
 from omnireg.host import PluginHost
-from omnireg.loading import quiet
+from omnireg.loading import config_errors, quiet
 from omnireg.package import Package
 from omnireg.routed.backbone import build
 from omnireg.routed.encoders import Encoded, Encoder
@@ -42,6 +42,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
     plugins: PluginHost | None = None,
+    trust: bool = False,
 ) -> "OmniModel":
     """Return the routed model of a package (MMER's expansion, arXiv 2505.17110).
 
@@ -53,13 +54,19 @@ def load(
         dtype: to compute in; that of the package when None.
         device: where to compute. Packed weights are formed there too.
         plugins: where host layouts come from.
+        trust: do not compare the package's files with the digests that were written with them,
+            which reads each of them once.
 
     Raises:
-        CheckpointError: no package, or a damaged one.
+        CheckpointError: no package, a damaged one, or one whose files were changed.
         ConfigError: no such storage, text routing, dtype or device.
     """
     place = as_device(device)
-    opened = package if isinstance(package, Package) else Package(package)
+    opened = package if isinstance(package, Package) else Package(package, trust=trust)
+    if not trust:
+        opened.check()
+    if EMBEDDING not in opened.vector:
+        raise CheckpointError(f"{opened.folder} has no {EMBEDDING}: damaged")
     layouts = (plugins or PluginHost()).layouts
     stored = TORCH_DTYPES()[opened.vector[EMBEDDING].dtype]
     kind = as_dtype(dtype) if dtype else stored
@@ -100,8 +107,9 @@ class OmniModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-ca
 
     def __init__(self, package: Package, vocabulary: JointVocabulary, dtype: torch.dtype) -> None:
         """Load encoders; backbone weights are formed when they are used."""
-        with quiet():
-            config = AutoConfig.from_pretrained(package.base.checkpoint.folder)
+        base = package.base.checkpoint
+        with quiet(), config_errors(base):
+            config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
         text = deepcopy(config)
         config.vocab_size = vocabulary.size
         config.dtype = dtype
@@ -116,8 +124,9 @@ class OmniModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-ca
         for placeholder in vocabulary.placeholders.values():
             if placeholder.model.name not in self.encoders:
                 self.encoders[placeholder.model.name] = Encoder(package, placeholder.model, dtype)
-        self.text = build(text, vocabulary, self._weights, self._now, self._rotary)
-        _take_generation_config(self, package.base.checkpoint.folder)
+        with config_errors(base):
+            self.text = build(text, vocabulary, self._weights, self._now, self._rotary)
+            _take_generation_config(self, base.folder)
 
     @property
     def _rotary(self) -> nn.Module | None:

@@ -1,7 +1,6 @@
 """A host's own processor: media to what its encoder takes, and to the ids that stand for them."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from omnireg.errors import CheckpointError, ConfigError
+from omnireg.boundary.documents import read_json
+from omnireg.errors import CheckpointError, ConfigError, OmniregError
 from omnireg.loading import quiet
 from omnireg.routed.media import Array, film, picture, read_film, read_picture, read_sound
 
@@ -93,14 +93,17 @@ def host_processor(folder: Path) -> Any:
 
     try:
         with quiet():
-            return AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                folder, trust_remote_code=False
-            )
-    except ImportError as exc:
-        if "orchvision" in str(exc):
-            return _without_torchvision(folder)
-        raise CheckpointError(f"{folder}: {' '.join(str(exc).split())}") from exc
-    except (OSError, ValueError, KeyError) as exc:
+            try:
+                return AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                    folder, trust_remote_code=False
+                )
+            except ImportError as exc:
+                if "orchvision" not in str(exc):
+                    raise
+                return _without_torchvision(folder)
+    except OmniregError:
+        raise
+    except Exception as exc:  # the classes believe what their files say, so it can be anything
         raise CheckpointError(
             f"cannot load the processor in {folder}: {' '.join(str(exc).split())}"
         ) from exc
@@ -115,7 +118,7 @@ class Frames:
     def __init__(self, folder: Path) -> None:
         """Read the settings."""
         file = folder / "video_preprocessor_config.json"
-        self._said = json.loads(file.read_text(encoding="utf-8"))
+        self._said = _object(file)
 
     def __call__(self, videos: Sequence[Any], **_: Any) -> dict[str, Any]:
         """Return ``pixel_values_videos`` (videos, frames, 3, height, width)."""
@@ -146,11 +149,11 @@ def _without_torchvision(folder: Path) -> Any:
     """Return a host's processor with :class:`Frames` in the place of its video processor."""
     import transformers
 
-    said: Mapping[str, Any] = json.loads((folder / "processor_config.json").read_text("utf-8"))
+    said = _object(folder / "processor_config.json")
     name = str(said.get("processor_class"))
     cls = getattr(transformers, name, None)
     settings = folder / "video_preprocessor_config.json"
-    kind = json.loads(settings.read_text("utf-8")) if settings.is_file() else {}
+    kind = _object(settings) if settings.is_file() else {}
     if cls is None or kind.get("video_processor_type") not in _PLAIN:
         raise CheckpointError(
             f"the video processor in {folder} needs torchvision: pip install torchvision"
@@ -164,6 +167,13 @@ def _without_torchvision(folder: Path) -> Any:
         }
     lenient = type(name, (cls,), {"check_argument_for_proper_class": lambda *_: None})
     return lenient(**parts, **{k: v for k, v in said.items() if k != "processor_class"})
+
+
+def _object(file: Path) -> dict[str, Any]:
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file} is damaged (it holds no JSON object)")
+    return found
 
 
 #: video processors that do no more than scale and normalise

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omnireg.hookspecs import PROJECT
-from omnireg.package.reading import Arrays
 from omnireg.routed.routes import Blended
+from omnireg.strategies.kernels.views import Stored
 from omnireg.tensors import TORCH_DTYPES
 
 #: elements of a tensor between two of which it is known how many the vector has before them
@@ -28,8 +28,9 @@ class Resident:
     one pass where there is Triton, else in some ten calls of torch.
     """
 
-    def __init__(self, arrays: Arrays, ranks: NDArray[np.int64], device: torch.device) -> None:
+    def __init__(self, arrays: Stored, ranks: NDArray[np.int64], device: torch.device) -> None:
         """Move them there; ``ranks`` of every ``STEP``-th element in the vector."""
+        assert arrays.base is not None
         self._dtype = TORCH_DTYPES()[arrays.dtype]
         self._base, self._values = (
             _moved(part, device).view(self._dtype) for part in (arrays.base, arrays.values)

@@ -235,4 +235,5 @@ def _tokenizer(base: Checkpoint) -> Any:
         with quiet():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as exc:  # what the tokenizers library raises has no class of its own
-        raise CheckpointError(f"cannot read the tokenizer in {folder}: {exc}") from exc
+        said = " ".join(str(exc).split())
+        raise CheckpointError(f"cannot read the tokenizer in {folder}: {said}") from exc

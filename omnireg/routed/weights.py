@@ -3,18 +3,15 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from omnireg.package import Package
-from omnireg.package.reading import KINDS, Arrays
 from omnireg.routed.resident import STEP, Resident
 from omnireg.routed.routes import Blend, Blended, Route
-from omnireg.shards import DTYPE_SIZES
-from omnireg.strategies.kernels import decoupling
+from omnireg.strategies.kernels.views import Stored
 from omnireg.strategies.thresholds import Kind
 
 _WRITTEN = {
@@ -104,6 +101,7 @@ class Weights:
         work()
         for helper in helpers:
             helper.result()
+        self.package.read.check()
 
     def rows(self, name: str, route: Route, numbers: Sequence[int]) -> torch.Tensor:
         """Return rows of a matrix of one route, (rows, width), formed by the processor."""
@@ -111,6 +109,7 @@ class Weights:
         out = torch.empty(len(numbers), width, dtype=self.dtype)
         source = self._source(name)
         source.write_rows(source.blend(route), np.array(numbers, np.int64) * width, out)
+        self.package.read.check()
         return out
 
     def _source(self, name: str) -> "_Source":
@@ -129,22 +128,18 @@ class Weights:
 class _Source:
     """One tensor of the package, and where in its vector each stretch of elements begins."""
 
-    def __init__(self, arrays: Arrays, factors: dict[str, float]) -> None:
-        self._arrays = arrays
+    def __init__(self, stored: Stored, factors: dict[str, float]) -> None:
+        self._stored = stored
         self._factors = factors
 
     @cached_property
     def ranks(self) -> NDArray[np.int64]:
         """How many elements of the vector lie before every ``STEP``-th of the tensor."""
-        found = np.empty(self._arrays.numel // STEP + 1, np.int64)
-        decoupling.ranks(_at(self._arrays.support), self._arrays.numel, STEP, found)
-        return found
+        return self._stored.ranks(STEP)
 
     def rank(self, at: int) -> int:
         """Return how many elements of the vector lie before one of the tensor."""
-        known = at // STEP
-        between = decoupling.count_between(_at(self._arrays.support), known * STEP, at)
-        return int(self.ranks[known]) + between
+        return self._stored.rank_from(at, self.ranks, STEP)
 
     def blend(self, route: Route) -> Blended:
         """Return which masks a route needs, with their weights."""
@@ -157,59 +152,47 @@ class _Source:
             return Blended(route.models, (sum(factors) / len(factors),), union=True)
         return Blended(route.models, tuple(factor / len(factors) for factor in factors))
 
-    def masks(self, blends: Sequence[Blended]) -> list[NDArray[np.uint8]]:
-        """Return one mask for each weight of some blends; whoever writes has to hold them."""
-        found: list[NDArray[np.uint8]] = []
+    def masks(self, blends: Sequence[Blended]) -> list[list[NDArray[np.uint8]]]:
+        """Return the masks of each blend, one for each of its weights."""
+        found: list[list[NDArray[np.uint8]]] = []
         for blend in blends:
-            own = [self._arrays.masks[name] for name in blend.models]
-            found += [np.bitwise_or.reduce(own)] if blend.union else own
+            own = [self._stored.masks[name] for name in blend.models]
+            found.append([np.bitwise_or.reduce(own)] if blend.union else own)
         return found
 
     def write(
         self,
         blends: Sequence[Blended],
-        masks: Sequence[NDArray[np.uint8]],
+        masks: Sequence[Sequence[NDArray[np.uint8]]],
         start: int,
         stop: int,
         outs: Sequence[torch.Tensor],
     ) -> None:
         """Write elements ``start`` to ``stop`` of every blend to the front of its tensor."""
-        arrays, kind, written = self._arrays, KINDS[self._arrays.dtype], _WRITTEN[outs[0].dtype]
-        zero = _at(arrays.base) + start * DTYPE_SIZES[arrays.dtype]
-        places = []
-        for blend, out in zip(blends, outs, strict=True):
+        written = _WRITTEN[outs[0].dtype]
+        places, sets = [], []
+        for blend, own, out in zip(blends, masks, outs, strict=True):
             if blend.plain:
-                decoupling.converted(kind, zero, stop - start, written, out.data_ptr())
+                self._stored.plain(start, stop, written, _array(out))
             else:
-                places.append(out.data_ptr())
-        changed = [blend for blend in blends if not blend.plain]
-        if not changed:
-            return
-        weights = [weight for blend in changed for weight in blend.weights]
-        bounds = np.cumsum([0, *(len(blend.weights) for blend in changed)])
-        decoupling.form(
-            kind, zero, _at(arrays.support), _at(arrays.values),
-            np.array([_at(mask) for mask in masks], np.int64), np.array(weights, np.float32),
-            bounds, start, stop - start, self.rank(start), written,
-            np.array(places, np.int64), decoupling.WIDE,
-        )  # fmt: skip
+                places.append(_array(out))
+                sets.append(list(zip(own, blend.weights, strict=True)))
+        if sets:
+            self._stored.form(sets, start, stop, self.rank(start), written, places)
 
     def write_rows(self, blend: Blended, starts: NDArray[np.int64], out: torch.Tensor) -> None:
         """Write a row of elements from every start on."""
-        arrays, masks = self._arrays, self.masks([blend])
-        kind, written, count = KINDS[arrays.dtype], _WRITTEN[out.dtype], out.shape[1]
+        written, count = _WRITTEN[out.dtype], out.shape[1]
         if blend.plain:
-            size = DTYPE_SIZES[arrays.dtype]
             for start, row in zip(starts.tolist(), out, strict=True):
-                place = _at(arrays.base) + start * size
-                decoupling.converted(kind, place, count, written, row.data_ptr())
+                self._stored.plain(start, start + count, written, _array(row))
             return
-        decoupling.form_rows(
-            kind, _at(arrays.base), _at(arrays.support), _at(arrays.values),
-            np.array([_at(mask) for mask in masks], np.int64), np.array(blend.weights, np.float32),
-            self.ranks, STEP, starts, count, written, out.data_ptr(), decoupling.WIDE,
-        )  # fmt: skip
+        [own] = self.masks([blend])
+        weighted = list(zip(own, blend.weights, strict=True))
+        self._stored.form_rows(weighted, self.ranks, STEP, starts, count, written, _array(out))
 
 
-def _at(array: NDArray[Any]) -> int:
-    return int(array.ctypes.data)
+def _array(tensor: torch.Tensor) -> NDArray[np.uint8]:
+    """Return the memory of a tensor."""
+    found: NDArray[np.uint8] = tensor.view(-1).view(torch.uint8).numpy()
+    return found

@@ -11,7 +11,7 @@ from omnireg.routed.layers import Pass, Storage, block, join
 from omnireg.routed.routes import Route
 from omnireg.routed.vocabulary import JointVocabulary, Run
 from omnireg.routed.weights import CPU, Weights
-from omnireg.shards import ByteReader, read_header
+from omnireg.shards import read_header
 from omnireg.tensors import as_tensor
 
 
@@ -21,7 +21,6 @@ class Matrix:
     def __init__(self, tensor: str, vocabulary: JointVocabulary, weights: Weights) -> None:
         """Choose the embedding or the head by its name in the base."""
         self._tensor, self._vocabulary, self._weights = tensor, vocabulary, weights
-        self._read = ByteReader()
         self._owned: dict[tuple[str, str], Tensor] = {}
         base = EMBEDDING if tensor == EMBEDDING else vocabulary.base_head()
         self.height, self.width = weights.shape(base)
@@ -57,8 +56,9 @@ class Matrix:
         if key not in self._owned:
             package = self._vocabulary.package
             header = read_header(package.host_folder(package.models[model]) / SHELL)[run.tensor]
-            found = as_tensor(self._read(header), header)
-            self._owned[key] = found.to(self._weights.dtype)
+            found = as_tensor(package.read(header), header)
+            self._owned[key] = found.to(self._weights.dtype, copy=True)
+            package.read.check()
         return self._owned[key][run.start : run.stop]
 
     def base_rows(self, route: Route, rows: Sequence[int]) -> Tensor:

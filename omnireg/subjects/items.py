@@ -5,7 +5,6 @@ as files by modality in the order of their placeholders, ``answer`` (one, or all
 and optionally ``metric``, ``options``, ``category`` and ``id``.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from omnireg.boundary.documents import parse_json
+from omnireg.boundary.files import read_bytes
+from omnireg.boundary.text import one_line
 from omnireg.errors import EvaluationError, did_you_mean
 
 
@@ -124,16 +126,15 @@ def read_items(file: Path) -> Items:
     Raises:
         EvaluationError: the file, a line or a medium cannot be read; names file and line.
     """
+    raw = read_bytes(file, error=EvaluationError)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as exc:
-        raise EvaluationError(f"cannot read {file}: {exc.strerror}; check the path") from exc
+        lines = raw.decode().split("\n")
     except UnicodeDecodeError as exc:
         raise EvaluationError(f"{file} is not UTF-8 text; save it as UTF-8") from exc
     items = [_item(line, file, number) for number, line in enumerate(lines, 1) if line.strip()]
     if not items:
         raise EvaluationError(f"{file} has no items; write one JSON object a line")
-    digest = sha256(file.read_bytes())
+    digest = sha256(raw)
     for path in sorted({medium.content for item in items for medium in item.media}):
         digest.update(_content(path))
     return Items(tuple(items), digest.hexdigest())
@@ -141,18 +142,17 @@ def read_items(file: Path) -> Items:
 
 def _item(line: str, file: Path, number: int) -> Item:
     where = f"{file}:{number}"
+    data = parse_json(line, where, error=EvaluationError, remedy="write one JSON object a line")
     try:
-        said = _Line.model_validate(json.loads(line))
+        said = _Line.model_validate(data)
     except ValidationError as exc:
         found = exc.errors(include_url=False)
         error = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
-        key = ".".join(map(str, error["loc"])) or "line"
+        key = one_line(".".join(map(str, error["loc"]))) or "line"
         hint = ""
         if error["type"] == "extra_forbidden":
             hint = did_you_mean(key, _Line.model_fields)
         raise EvaluationError(f"{where}: {key}: {error['msg']}{hint}") from exc
-    except ValueError as exc:
-        raise EvaluationError(f"{where}: no JSON object: {exc}") from exc
     answers = [said.answer] if isinstance(said.answer, str) else said.answer or []
     item = Item(
         id=str(number if said.id is None else said.id),
@@ -181,4 +181,4 @@ def _media(said: Mapping[str, str | list[str]], file: Path, where: str) -> Itera
 
 def _content(path: Path) -> bytes:
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    return b"".join(file.read_bytes() for file in files)
+    return b"".join(read_bytes(file, error=EvaluationError) for file in files)

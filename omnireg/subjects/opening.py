@@ -192,7 +192,7 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
             found = transformers.AutoTokenizer.from_pretrained(
                 checkpoint.folder, trust_remote_code=False
             )
-    except (OSError, ValueError, KeyError) as exc:
+    except Exception as exc:  # what the tokenizers library raises has no class of its own
         raise CheckpointError(
             f"{checkpoint.ref}: its tokenizer cannot be read: {' '.join(str(exc).split())}"
         ) from exc

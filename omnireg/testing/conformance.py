@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mergekit.merge_methods import MergeMethod
     from torch import Tensor
 
+    from omnireg.planning import Merged
     from omnireg.testing.family import Family
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -147,48 +148,35 @@ class _Conformance:
 
     def test_inputs_are_not_changed(self, omnireg_models: "Family") -> None:
         """Tensors that are handed over are the same afterwards, those of a first pass too."""
-        from mergekit.merge_methods import TensorEntry, TensorGroup
-
         from omnireg.engine.tensors import parameters_of
         from omnireg.hookspecs import Surveyed
         from omnireg.host import PluginHost
         from omnireg.planning import plan
         from omnireg.recipe import parse_recipe
-        from omnireg.shards import ByteReader
 
         family = omnireg_models
         planned = plan(parse_recipe(self._recipe(family.base, family.models)), PluginHost())
-        reader, method = ByteReader(), cast(Any, planned.strategy.load())
+        method = cast(Any, planned.strategy.load())
         models = tuple(str(model) for model in family.models)
-        chosen = list(planned.merged.values())[:4]
-        groups = [
-            TensorGroup(
-                tuple(
-                    TensorEntry(s.ref, s.tensor(reader).clone(), s.ref == str(family.base))
-                    for s in merged.sources
-                )
-            )
-            for merged in chosen
-        ]
-        kept = [[entry.tensor.clone() for entry in group.entries] for group in groups]
-
-        def check() -> None:
-            for merged, group, before in zip(chosen, groups, kept, strict=True):
-                for entry, tensor in zip(group.entries, before, strict=True):
-                    assert entry.tensor.equal(tensor), (entry.id, merged.name)
-
-        bound = planned.resolver.bind(chosen[0].name, chosen[0].position)
+        handed = [_Handed(merged, str(family.base)) for merged in list(planned.merged.values())[:4]]
+        first = handed[0].merged
+        bound = planned.resolver.bind(first.name, first.position)
         parameters, known = parameters_of(bound, method, models), Surveyed(models)
         while hasattr(method, "survey") and (survey := method.survey(known, parameters)):
-            for number, group in enumerate(groups):
+            for number, each in enumerate(handed):
                 known = replace(known, number=number)
-                survey.add(method.observe(survey, group, known, parameters))
-            check()
+                survey.add(method.observe(survey, each.group, known, parameters))
+                each.check()
             known = Surveyed(models, survey.result())
-        for number, group in enumerate(groups):
-            found = {} if known.found is None else {"surveyed": replace(known, number=number)}
-            method.merge_group(group, **parameters, **found)
-        check()
+        for number, each in enumerate(handed):
+            known = replace(known, number=number)
+            method.merge_group(
+                each.group, **parameters, **({} if known.found is None else {"surveyed": known})
+            )
+            each.check()
+            if hasattr(method, "side_outputs"):
+                method.side_outputs(each.group, parameters, known)
+                each.check()
 
     # runs
 
@@ -291,6 +279,33 @@ class _Conformance:
         taken = read(tmp_path / "taken")
         for name, tensor in found.items():
             assert taken[name].equal(tensor), name
+
+
+class _Handed:
+    """Copies of one merged tensor's inputs, which a method is given and should leave alone."""
+
+    def __init__(self, merged: "Merged", base: str) -> None:
+        from mergekit.merge_methods import TensorEntry, TensorGroup
+
+        from omnireg.shards import ByteReader
+
+        reader = ByteReader()
+        self.merged = merged
+        self._stored = {source.ref: bytes(source.bytes(reader)) for source in merged.sources}
+        self.group = TensorGroup(
+            tuple(
+                TensorEntry(source.ref, source.tensor(reader).clone(), source.ref == base)
+                for source in merged.sources
+            )
+        )
+
+    def check(self) -> None:
+        """Compare them with what is stored."""
+        from omnireg.tensors import as_bytes
+
+        for entry in self.group.entries:
+            same = as_bytes(entry.tensor.detach()) == self._stored[entry.id]
+            assert same, f"the method changed its input {entry.id} in tensor {self.merged.name}"
 
 
 Tensors = dict[str, "Tensor"]

@@ -114,6 +114,7 @@ def measure(
             for ref, closeness in found.items():
                 total[ref] += closeness
         tick(done + 1, len(plan.merged))
+    read.check()
     return totals
 
 

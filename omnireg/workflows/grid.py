@@ -6,8 +6,9 @@ from typing import Any
 
 import yaml
 
+from omnireg.boundary.documents import parse_yaml
 from omnireg.errors import ConfigError
-from omnireg.recipe import Recipe
+from omnireg.recipe import Recipe, validated
 
 Point = Mapping[str, Any]
 #: more values of one parameter are taken for a slip of the keyboard
@@ -27,12 +28,15 @@ def parse_grid(options: Sequence[str]) -> dict[str, list[Any]]:
             raise ConfigError(f"--grid {option}: write P=a,b,c or P=start:stop:step")
         if name in found:
             raise ConfigError(f"--grid {option}: {name} is given twice")
-        found[name] = _range(option, said) if said.count(":") == 2 else _list(said)
+        found[name] = _range(option, said) if said.count(":") == 2 else _list(option, said)
     return found
 
 
-def _list(said: str) -> list[Any]:
-    return [yaml.safe_load(value) for value in said.split(",") if value.strip()]
+def _list(option: str, said: str) -> list[Any]:
+    words = [word for word in said.split(",") if word.strip()]
+    if not words:
+        raise ConfigError(f"--grid {option}: write P=a,b,c or P=start:stop:step")
+    return [parse_yaml(word, f"--grid {option}", error=ConfigError) for word in words]
 
 
 def _range(option: str, said: str) -> list[float]:
@@ -40,10 +44,12 @@ def _range(option: str, said: str) -> list[float]:
         start, stop, step = (float(part) for part in said.split(":"))
     except ValueError as exc:
         raise ConfigError(f"--grid {option}: write numbers: start:stop:step") from exc
-    count = int((stop - start) / step + 1e-9) + 1 if step else 0
-    if not 0 < count <= _MOST:
-        raise ConfigError(f"--grid {option}: from {start} to {stop} by {step} are {count} values")
-    return [round(start + number * step, 12) for number in range(count)]
+    steps = (stop - start) / step + 1e-9 if step else -1.0
+    if not 0 <= steps < _MOST:  # which NaN is not either
+        raise ConfigError(
+            f"--grid {option}: from {start} to {stop} by {step} are not 1 to {_MOST} values"
+        )
+    return [round(start + number * step, 12) for number in range(int(steps) + 1)]
 
 
 def points(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
@@ -58,6 +64,9 @@ def with_parameters(
     """Return a recipe with other parameters: ``shared`` for all, ``per_model`` by reference.
 
     What is given replaces what the recipe's models had of the same name.
+
+    Raises:
+        ConfigError: a value is none that a recipe can have.
     """
     data = recipe.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     data["parameters"] = {**(data.get("parameters") or {}), **shared}
@@ -72,7 +81,7 @@ def with_parameters(
             entry["parameters"] = own
     if not data["parameters"]:
         del data["parameters"]
-    return Recipe.model_validate(data)
+    return validated(data, "the recipe with these parameters")
 
 
 def as_yaml(recipe: Recipe, remark: str) -> str:

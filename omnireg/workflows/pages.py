@@ -80,7 +80,7 @@ def as_html(blocks: Sequence[Block], title: str) -> str:
 def _markdown(block: Block) -> str:
     match block:
         case Heading():
-            return f"{'#' * block.level} {one_line(block.text)}"
+            return f"{'#' * block.level} {one_line(block.text, None)}"
         case Text():
             return block.text
         case Code():

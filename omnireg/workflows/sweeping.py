@@ -335,9 +335,9 @@ def _recalled(
     """Yield the points that are done: noted, and in their folder if all are to stay."""
     for job in jobs:
         known = notebook.recall(job.recipe.digest)
-        if known and (keep is not Keep.ALL or job.out.is_dir()):
+        if known and "fingerprint" in known and (keep is not Keep.ALL or job.out.is_dir()):
             trial = Trial(at[job.name], known["values"], known.get("errors", {}))
-            yield SweepPoint(job.name, job.out, known["fingerprint"], trial)
+            yield SweepPoint(job.name, job.out, str(known["fingerprint"]), trial)
 
 
 def _tidy(done: Sequence[SweepPoint], keep: Keep) -> None:

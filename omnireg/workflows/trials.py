@@ -1,18 +1,21 @@
 """Settings that were tried and what came of them, kept in a file so that a search can go on."""
 
 import json
-import sys
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from omnireg.boundary.documents import parse_json, validated
 from omnireg.boundary.files import read_text, reason, write_text
+from omnireg.boundary.text import quoted
 from omnireg.errors import ConfigError, EvaluationError
 from omnireg.workflows.grid import Point
 
-_LARGEST = sys.float_info.max
 _BEGIN = '{"recipe"'
 #: measures a folder: one number, or several by name; higher is better
 Score = Callable[[Path], float | Mapping[str, float]]
@@ -45,15 +48,21 @@ def numbers(said: float | Mapping[str, float]) -> dict[str, float]:
         EvaluationError: it is no number, or says nothing.
     """
     found = dict(said) if isinstance(said, Mapping) else {"": said}
-    for value in found.values():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not -_LARGEST <= value <= _LARGEST:  # NaN is not either
-            raise EvaluationError(
-                f"the score is {said!r}; a finite number, or one for each modality"
-            )
     if not found:
         raise EvaluationError("the score is an empty object; give a number for each modality")
-    return {name: float(value) for name, value in found.items()}
+    made = {name: _number(value) for name, value in found.items()}
+    if any(map(math.isnan, made.values())):
+        raise EvaluationError(f"the score is {quoted(said)}; a number, or one for each modality")
+    return made
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def check_alike(first: Trial, last: Trial) -> None:
@@ -68,6 +77,17 @@ def check_alike(first: Trial, last: Trial) -> None:
             f"the score of {dict(first.point)} is about {before}, that of {dict(last.point)} about"
             f" {now}; if the program was changed, move the file of finished points away"
         )
+
+
+class _Noted(BaseModel):
+    """A line of a file of trials."""
+
+    model_config = ConfigDict(extra="allow")
+
+    recipe: str
+    values: dict[str, float]
+    by: str | None = None
+    errors: dict[str, float] = Field(default_factory=dict)
 
 
 class Notebook:
@@ -87,18 +107,23 @@ class Notebook:
         self._known: dict[str, dict[str, Any]] = {}
         if file is None or not file.exists():
             return
+        whole, tail = _torn(read_text(file, error=ConfigError))
+        if tail:
+            write_text(file, whole, ConfigError)
         try:
-            whole, tail = _torn(read_text(file, error=ConfigError))
-            if tail:
-                write_text(file, whole)
-            lines = [json.loads(line) for line in whole.splitlines() if line]
-            for line in lines:
-                if line.get("by", by) == by:
-                    self._known[line["recipe"]] = {"values": line["values"], **line}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            for number, line in enumerate(whole.split("\n"), 1):
+                if line.strip():
+                    self._read(line, f"line {number}")
+        except ConfigError as exc:
             raise ConfigError(
                 f"{file} holds no trials ({exc}); move it away, or name another place"
             ) from exc
+
+    def _read(self, line: str, where: str) -> None:
+        data = parse_json(line, where, error=ConfigError, infinite=True, remedy="")
+        noted = validated(_Noted, data, where, error=ConfigError, remedy="")
+        if noted.by in (None, self._by):
+            self._known[noted.recipe] = noted.model_dump()
 
     def recall(self, recipe: str) -> dict[str, Any] | None:
         """Return what was noted of a recipe's digest."""

@@ -57,8 +57,7 @@ def passes(recipe: str) -> None:
         job.survey()
         assert job.fused
         for chunk in range(job.chunks):
-            with job.chunk(chunk) as view:
-                job.fused.emit(view, job.found, chunk)
+            job.fused.emit(job.chunk(chunk), job.found, chunk)
 
 
 def main(engine: str, recipe: str, out: str, threads: str) -> None:

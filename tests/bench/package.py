@@ -84,7 +84,7 @@ def main() -> None:
     model = package.model_of("m0")
     dense = {
         name: (
-            np.frombuffer(package._read(package.base.header(name)), np.uint16),
+            np.frombuffer(package.read(package.base.header(name)), np.uint16),
             package.task_vector(name).view(np.uint16),
             np.packbits(package.mask(name, model), bitorder="little"),
             np.empty(coded.numel, np.uint16),

@@ -44,6 +44,7 @@ def test_a_checkpoint_keeps_its_facts(registry: Registry) -> None:
         "aliases": [],
         "parents": [{"name": "base", "role": "finetuned_from", "weight": 0.5}],
         "details": None,
+        "contents": None,
     }
 
 

@@ -124,11 +124,11 @@ def test_an_older_schema_is_upgraded_by_a_write(
     """A read asks for the upgrade, a write does it and keeps what was there."""
     Registry(path).add_checkpoint("m", kind="base")
     add_revision(tmp_path, monkeypatch)
-    with pytest.raises(RegistryError, match=r"older schema 0004.* run `omnireg db upgrade`"):
+    with pytest.raises(RegistryError, match=r"older schema 0005.* run `omnireg db upgrade`"):
         Registry(path).checkpoints()
     registry = Registry(path)
     registry.add_checkpoint("n", kind="base")
-    assert registry.current() == "0005"
+    assert registry.current() == "0006"
     assert [row.name for row in registry.checkpoints()] == ["n", "m"]
 
 
@@ -153,7 +153,7 @@ def test_a_failed_upgrade_leaves_the_old_schema(
     with pytest.raises(RegistryError, match="no such table: nowhere"):
         Registry(path).upgrade()
     assert _definitions(path) == before
-    assert Registry(path).current() == "0004"
+    assert Registry(path).current() == "0005"
 
 
 def add_revision(folder: Path, monkeypatch: pytest.MonkeyPatch, last: str = "pass") -> None:
@@ -162,17 +162,17 @@ def add_revision(folder: Path, monkeypatch: pytest.MonkeyPatch, last: str = "pas
     (migrations / "versions").mkdir(parents=True)
     for file in schema.MIGRATIONS.rglob("*.py"):
         (migrations / file.relative_to(schema.MIGRATIONS)).write_text(file.read_text())
-    (migrations / "versions" / "r0005_fifth.py").write_text(
+    (migrations / "versions" / "r0006_sixth.py").write_text(
         "import sqlalchemy as sa\n"
         "from alembic import op\n"
-        "revision, down_revision = '0005', '0004'\n"
+        "revision, down_revision = '0006', '0005'\n"
         "def upgrade():\n"
         "    with op.batch_alter_table('checkpoints', recreate='always') as table:\n"
         "        table.add_column(sa.Column('stars', sa.Integer()))\n"
         f"    {last}\n"
     )
     monkeypatch.setattr(schema, "MIGRATIONS", migrations)
-    monkeypatch.setattr(schema, "HEAD", "0005")
+    monkeypatch.setattr(schema, "HEAD", "0006")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     ColumnElement,
     Select,
     Table,
@@ -19,6 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from omnireg.errors import RegistryError, did_you_mean
+from omnireg.registry.columns import Document
 from omnireg.registry.declare.reading import Place
 from omnireg.registry.events import actor
 from omnireg.registry.records import Action, SubjectType
@@ -123,4 +123,4 @@ def name_of(number: Any) -> ColumnElement[Any]:
 
 def comparable(column: Any) -> Any:
     """Return what can be compared: JSON has no equality on PostgreSQL."""
-    return cast(column, Text) if isinstance(column.type, JSON) else column
+    return cast(column, Text) if isinstance(column.type, Document) else column

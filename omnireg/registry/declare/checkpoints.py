@@ -22,7 +22,7 @@ from omnireg.registry.declare.reading import Place
 from omnireg.registry.declare.staging import ALIASES, CHECKPOINTS, MODALITIES, PARENTS, index
 from omnireg.registry.records import Action, SubjectType
 
-_FACTS = ("kind", "fingerprint", "source", "strategy", "notes", "details", "created_at")
+_FACTS = ("kind", "fingerprint", "source", "strategy", "notes", "details", "files", "created_at")
 #: a recorded parent is the declared one
 _HERE = and_(
     EDGE.c.child_id == PARENTS.c.child_id,

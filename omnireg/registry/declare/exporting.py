@@ -25,7 +25,7 @@ from omnireg.registry.tables import (
 _BATCH = 1000
 _SECTIONS = {"analysis": "analyses"}
 _BENCHMARK = ("name", "ability", "metric", "unit", "higher_is_better", "description")
-_CHECKPOINT = ("name", "kind", "fingerprint", "source", "strategy", "notes", "details")
+_CHECKPOINT = ("name", "kind", "fingerprint", "source", "strategy", "notes", "details", "files")
 _RUN = (
     "name", "out", "machine", "started_at", "status", "recipe_text", "recipe_digest", "strategy",
     "strategy_distribution", "strategy_version", "engine", "seed", "parameters", "versions",
@@ -144,8 +144,14 @@ def _checkpoint(row: CheckpointRow) -> dict[str, Any]:
 
 
 def _said(row: Any, fields: Iterable[str]) -> dict[str, Any]:
-    values = {field: _plain(getattr(row, field)) for field in fields}
-    return {field: value for field, value in values.items() if value is not None}
+    said = {}
+    for field in fields:
+        value = _plain(getattr(row, field))
+        if value is not None:
+            said[field] = value
+        elif not type(row).__table__.c[field].nullable:
+            raise ValueError(f"a row without its {field}")
+    return said
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ bulk. A field that is left out, or null, says nothing: what is recorded stays as
 whole: a checkpoint's ``parents`` are all its parents. ``absent: true`` removes.
 """
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from omnireg.errors import RegistryError
 from omnireg.registry import rules
 from omnireg.registry.records import Kind, Role, RunStatus
-from omnireg.registry.tables import LONGEST_NAME
+from omnireg.registry.tables import LONGEST_DIGEST, LONGEST_NAME
 
 VERSION = 1
 
@@ -30,19 +30,18 @@ def _ruled(rule: Any, *more: Any) -> AfterValidator:
     return AfterValidator(checked)
 
 
-def _in_utc(value: datetime) -> datetime:
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
 Name = Annotated[str, Field(max_length=LONGEST_NAME), _ruled(rules.name)]
 Modality = Annotated[str, Field(max_length=100), _ruled(rules.name, "modality", 100)]
 Text = Annotated[str, _ruled(rules.optional_text, "text")]
 Whole = Annotated[str, _ruled(rules.text, "text")]
+Digest = Annotated[str, Field(max_length=LONGEST_DIGEST), _ruled(rules.text, "digest")]
 Hex = Annotated[str, StringConstraints(strip_whitespace=True), _ruled(rules.fingerprint)]
 Count = Annotated[int, Field(strict=True, ge=0, le=rules.LARGEST_INTEGER)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Document = Annotated[dict[str, Any], _ruled(rules.document, "details")]
-Moment = Annotated[datetime, AfterValidator(_in_utc)]
+Seed = Annotated[int, Field(strict=True, ge=-(2**63), le=rules.LARGEST_INTEGER)]
+Document = Annotated[dict[str, Any], _ruled(rules.document, "what it holds")]
+Found = Annotated[dict[str, Any], _ruled(rules.document, "what it holds", rules.LARGEST_RESULT)]
+Moment = Annotated[datetime, _ruled(rules.moment)]
 
 
 class Item(BaseModel):
@@ -81,6 +80,9 @@ class CheckpointItem(Item):
     strategy: Text | None = None
     notes: Text | None = None
     details: Document | None = Field(None, description="Free facts, such as training data.")
+    files: Annotated[dict[str, str], _ruled(rules.files)] | None = Field(
+        None, description="sha256 of the files that decide what it says, by relative name."
+    )
     created_at: Moment | None = None
     modalities: list[Modality] | None = None
     aliases: list[Name] | None = None
@@ -127,12 +129,12 @@ class RunItem(Item):
     status: RunStatus
     checkpoint: Name | None = None
     recipe_text: Whole
-    recipe_digest: Annotated[str, Field(max_length=128)]
+    recipe_digest: Digest
     strategy: Whole
     strategy_distribution: Text | None = None
     strategy_version: Text | None = None
     engine: Whole
-    seed: Annotated[int, Field(strict=True)] | None = None
+    seed: Seed | None = None
     parameters: Document = Field(default_factory=dict)
     versions: Document = Field(default_factory=dict)
     finished_at: Moment | None = None
@@ -146,7 +148,7 @@ class AnalysisItem(Item):
     kind: Annotated[str, Field(max_length=100), _ruled(rules.name, "kind of analysis", 100)]
     against: Name | None = None
     setup: Document = Field(default_factory=dict)
-    result: Document
+    result: Found
 
 
 class Column(Conditions):

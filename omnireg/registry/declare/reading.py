@@ -1,6 +1,6 @@
 """Manifest files as a stream of items, each with the file and line that declares it."""
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from omnireg.boundary.documents import Loader, compose_yaml, construct_yaml, refuse_twice
+from omnireg.boundary.files import open_regular, read_text, reason
+from omnireg.boundary.text import one_line, quoted
 from omnireg.errors import RegistryError, did_you_mean
 from omnireg.registry.declare.manifest import (
     VERSION,
@@ -31,6 +34,9 @@ _SECTIONS: dict[str, type[Item]] = {
     "analyses": AnalysisItem,
 }
 _LINES = (".jsonl", ".ndjson")
+#: bytes; nothing that may be declared is longer
+_LONGEST_LINE = 1 << 26
+_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +62,7 @@ def read(files: Iterable[Path]) -> Iterator[Declared]:
             file and the line.
     """
     for file in files:
-        try:
-            yield from _lines(file) if file.suffix in _LINES else _yaml(file)
-        except OSError as exc:
-            raise RegistryError(f"cannot read {file}: {exc.strerror}: check the path") from exc
-        except UnicodeDecodeError as exc:
-            raise RegistryError(f"{file} is not UTF-8 text: save it as UTF-8") from exc
+        yield from _lines(file) if file.suffix in _LINES else _yaml(file)
 
 
 # JSON Lines
@@ -69,71 +70,68 @@ def read(files: Iterable[Path]) -> Iterator[Declared]:
 
 def _lines(file: Path) -> Iterator[Declared]:
     empty = True
-    with file.open("rb") as stream:
-        for number, text in enumerate(stream, 1):
-            if not text.strip():
-                continue
-            place = Place(str(file), number)
-            try:
-                line = Line.model_validate_json(text)
-            except ValidationError as exc:
-                raise _refused(exc, Line, place) from exc
-            if empty and line.omnireg is None:
-                raise _no_version(file, f'begin it with {{"omnireg": {VERSION}}}')
-            empty = False
-            for item in (line.benchmark, line.checkpoint, line.run, line.score, line.analysis):
-                if item is not None:
-                    yield item, place
+    for number, text in enumerate(_texts(file), 1):
+        if not text.strip():
+            continue
+        place = Place(str(file), number)
+        try:
+            line = Line.model_validate_json(text)
+            refuse_twice(text)
+        except ValidationError as exc:
+            raise _refused(exc, Line, place) from exc
+        except ValueError as exc:
+            raise RegistryError(f"{place}: {exc}: correct it") from exc
+        if empty and line.omnireg is None:
+            raise _no_version(file, f'begin it with {{"omnireg": {VERSION}}}')
+        empty = False
+        for item in (line.benchmark, line.checkpoint, line.run, line.score, line.analysis):
+            if item is not None:
+                yield item, place
     if empty:
         raise _no_version(file, f'begin it with {{"omnireg": {VERSION}}}')
+
+
+def _texts(file: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, none of which may fill the memory."""
+    handle = open_regular(file, RegistryError)
+    number = 0
+    try:
+        with open(handle, "rb") as stream:  # noqa: PTH123 - a descriptor
+            while text := stream.readline(_LONGEST_LINE + 1):
+                number += 1
+                if len(text) > _LONGEST_LINE:
+                    raise RegistryError(
+                        f"{file}:{number}: the line is longer than {_LONGEST_LINE:,} bytes: write"
+                        " one item a line"
+                    )
+                yield text.removeprefix(_MARK) if number == 1 else text
+    except OSError as exc:
+        raise RegistryError(f"cannot read {file}: {reason(exc)}: check the path") from exc
 
 
 # YAML
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once, and times and words are what they look like."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key is one word, not a list or a mapping", key.start_mark
-                )
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands here twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _yaml(file: Path) -> Iterator[Declared]:
-    loader = _Loader(file.read_text(encoding="utf-8"))
+    text = read_text(file, error=RegistryError)
+    loader, node = compose_yaml(text, file, error=RegistryError)
     try:
-        node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise _no_version(file, f"begin it with `omnireg: {VERSION}`")
-        loader.construct_mapping(node)  # refuses keys that stand twice, or are not words
+        # all at once: whatever is no value, wherever it stands, is told before anything is applied
+        construct_yaml(loader, node, file, error=RegistryError)
         yield from _sections(loader, node, file)
-    except yaml.MarkedYAMLError as exc:
-        mark = exc.problem_mark or exc.context_mark
-        line = mark.line + 1 if mark else 1
-        raise RegistryError(f"{file}:{line}: no valid YAML: {exc.problem}: correct it") from exc
-    except RecursionError as exc:
-        raise RegistryError(f"{file} is nested too deeply: write it flat") from exc
     finally:
         loader.dispose()
 
 
-def _sections(loader: _Loader, root: yaml.MappingNode, file: Path) -> Iterator[Declared]:
+def _sections(loader: Loader, root: yaml.MappingNode, file: Path) -> Iterator[Declared]:
     sections = {str(key.value): (key, value) for key, value in root.value}
     _check_version(loader, sections, file)
     for name, (key, value) in sections.items():
         if name not in _SECTIONS:
             known = did_you_mean(name, _SECTIONS)
-            raise RegistryError(f"{file}:{_line(key)}: unknown key {name!r}{known}")
+            raise RegistryError(f"{file}:{_line(key)}: unknown key {quoted(name)}{known}")
         if isinstance(value, yaml.ScalarNode) and loader.construct_object(value) is None:
             continue
         if not isinstance(value, yaml.SequenceNode):
@@ -142,19 +140,19 @@ def _sections(loader: _Loader, root: yaml.MappingNode, file: Path) -> Iterator[D
             yield from _item(loader, node, _SECTIONS[name], Place(str(file), _line(node)))
 
 
-def _check_version(loader: _Loader, sections: dict[str, Any], file: Path) -> None:
+def _check_version(loader: Loader, sections: dict[str, Any], file: Path) -> None:
     if "omnireg" not in sections:
         raise _no_version(file, f"begin it with `omnireg: {VERSION}`")
     key, value = sections.pop("omnireg")
     found = loader.construct_object(value, deep=True)
-    if found != VERSION:
+    if isinstance(found, bool) or found != VERSION:
         raise RegistryError(
-            f"{file}:{_line(key)}: format version {found!r} is not known: this omnireg reads"
+            f"{file}:{_line(key)}: format version {quoted(found)} is not known: this omnireg reads"
             f" version {VERSION}"
         )
 
 
-def _item(loader: _Loader, node: yaml.Node, kind: type[Item], place: Place) -> Iterator[Declared]:
+def _item(loader: Loader, node: yaml.Node, kind: type[Item], place: Place) -> Iterator[Declared]:
     data = loader.construct_object(node, deep=True)
     try:
         item = kind.model_validate(data)
@@ -223,16 +221,16 @@ def _refused(exc: ValidationError, model: type[BaseModel], place: Place) -> Regi
     """Say what is wrong with an item in one line, and suggest the key or word that was meant."""
     error = exc.errors(include_url=False)[0]
     path = [str(part) for part in error["loc"]]
-    where = f" {'.'.join(path)}:" if path else ""
     said, hint = error["msg"].removeprefix("Value error, "), ""
     if error["type"] == "extra_forbidden":
-        said = f"unknown key {path[-1]!r}"
-        where = f" {'.'.join(path[:-1])}:" if path[:-1] else ""
-        hint = did_you_mean(path[-1], _fields(model, path[:-1]))
+        *path, key = path
+        said, hint = f"unknown key {quoted(key)}", did_you_mean(key, _fields(model, path))
     elif error["type"] in ("enum", "literal_error"):
         known = str(error.get("ctx", {}).get("expected", "")).replace("'", "")
-        said = f"{error['input']!r} is none of {known.replace(' or ', ', ')}"
-        hint = did_you_mean(str(error["input"]), known.replace(" or ", ", ").split(", "))
+        said = f"{quoted(error['input'])} is none of {known.replace(' or ', ', ')}"
+        if isinstance(error["input"], str):
+            hint = did_you_mean(error["input"], known.replace(" or ", ", ").split(", "))
+    where = f" {one_line('.'.join(path))}:" if path else ""
     return RegistryError(f"{place}:{where} {said}{hint}")
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -20,6 +19,7 @@ from sqlalchemy import (
 
 from omnireg.errors import RegistryError
 from omnireg.registry import scores
+from omnireg.registry.columns import Document, UtcDateTime
 from omnireg.registry.declare.manifest import (
     AnalysisItem,
     BenchmarkItem,
@@ -28,7 +28,6 @@ from omnireg.registry.declare.manifest import (
     ScoreItem,
 )
 from omnireg.registry.declare.reading import Declared, Place
-from omnireg.registry.tables import UtcDateTime
 
 _BATCH = 5000
 _metadata = MetaData()
@@ -48,7 +47,8 @@ CHECKPOINTS = _table(
     Column("item", Integer, primary_key=True, autoincrement=False),
     *_texts("file", "name", "kind", "fingerprint", "source", "strategy", "notes"),
     Column("line", Integer),
-    Column("details", JSON(none_as_null=True)),
+    Column("details", Document(none_as_null=True)),
+    Column("files", Document(none_as_null=True)),
     Column("created_at", UtcDateTime),
     *(Column(flag, Boolean) for flag in ("says_modalities", "says_aliases", "says_parents")),
     Column("absent", Boolean),
@@ -77,9 +77,9 @@ SCORES = _table(
     Column("n", BigInteger),
     Column("n_shot", BigInteger),
     *_texts("filter", "split", "evaluator", "evaluator_version", "source", "conditions"),
-    Column("setup", JSON(none_as_null=True)),
+    Column("setup", Document(none_as_null=True)),
     Column("partial", Boolean),
-    Column("details", JSON(none_as_null=True)),
+    Column("details", Document(none_as_null=True)),
     Column("created_at", UtcDateTime),
     Column("absent", Boolean),
     Column("checkpoint_id", Integer),
@@ -93,7 +93,17 @@ _INDEXED = (
     (ALIASES.c.item, ALIASES.c.alias),
     (ALIASES.c.alias,),
 )
-_PLAIN = ("name", "kind", "fingerprint", "source", "strategy", "notes", "details", "created_at")
+_PLAIN = (
+    "name",
+    "kind",
+    "fingerprint",
+    "source",
+    "strategy",
+    "notes",
+    "details",
+    "files",
+    "created_at",
+)
 _MEASURED = ("value", "stderr", "n", "partial", "details", "created_at", "absent")
 
 

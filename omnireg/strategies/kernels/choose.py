@@ -128,8 +128,7 @@ def _linear_rounding() -> bool | None:
     given = torch.tensor([weights], dtype=torch.float32)
     batch: Any = _Batch(tuple(tensor.unsqueeze(0) for tensor in inputs))
     wanted = linear_merge.implementation(batch, weight=given, normalize=False)
-    places = np.array([tensor.data_ptr() for tensor in inputs], np.int64)
-    chunk = Chunk(Kind.F32, 4099, places, None)
+    chunk = Chunk(Kind.F32, 4099, tuple(tensor.numpy() for tensor in inputs), None)
     for fuse in (True, False):
         (found,) = fused.WeightedSum(weights, True, True, fuse, None).emit(chunk, None, 0)
         if np.array_equal(found, wanted.numpy().reshape(-1)):

@@ -7,7 +7,8 @@ memory behind the addresses alive.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -39,13 +40,25 @@ def kernel(function: F) -> F:
     numba looks for changes in a function's own file alone, not in what it calls; so the code is
     kept in a folder named after all sources of this package.
     """
+    with _kept():
+        compiled: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    return cast(F, compiled)
+
+
+def callback(signature: Any, function: Callable[..., Any]) -> Any:
+    """Compile what C code may call, and keep the machine code on disk."""
+    with _kept():
+        return numba.cfunc(signature, cache=True)(function)
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
     config: Any = numba.config
     before, config.CACHE_DIR = config.CACHE_DIR, str(_code_folder())
     try:
-        compiled: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        yield
     finally:
         config.CACHE_DIR = before
-    return cast(F, compiled)
 
 
 @cache

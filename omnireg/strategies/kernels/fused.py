@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from omnireg.hookspecs import Survey
 from omnireg.strategies.delta_weighted import Shifts, softmax
 from omnireg.strategies.kernels import arithmetic, averaging, selection, ties
-from omnireg.strategies.kernels.formats import all_finite
+from omnireg.strategies.kernels.views import addresses, finite, width
 from omnireg.strategies.thresholds import (
     ALL,
     Integers,
@@ -36,25 +36,38 @@ STORAGE = {Kind.BF16: np.uint16, Kind.F16: np.uint16, Kind.F32: np.float32}
 
 @dataclass(frozen=True)
 class Chunk:
-    """The same run of elements of every input, by address.
+    """The same run of elements of every input, where they lie.
 
     Attributes:
         kind: their number format.
         count: how many elements.
-        inputs: where each input's first element lies, in the recipe's order.
+        arrays: each input's elements, in the recipe's order; kept alive by the chunk.
         base: which of them is the base; None without one.
         places: which of all surveyed models the others are; all of them when None.
+
+    Raises:
+        CheckpointError: an input has fewer elements.
     """
 
     kind: Kind
     count: int
-    inputs: Integers
+    arrays: tuple[Bytes, ...]
     base: int | None
     places: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        """Look behind every address before a kernel gets it."""
+        _ = self.inputs
+
+    @cached_property
+    def inputs(self) -> Integers:
+        """Where each input's first element lies."""
+        size = width(self.kind)
+        return addresses(self.arrays, self.count * size, size)
+
     @property
     def models(self) -> Integers:
-        """The inputs that are not the base."""
+        """Where those lie that are not the base."""
         return self.inputs if self.base is None else np.delete(self.inputs, self.base)
 
     @property
@@ -64,7 +77,9 @@ class Chunk:
 
     def nonfinite(self) -> list[int]:
         """Return which inputs hold NaN or Inf here."""
-        return [i for i, at in enumerate(self.inputs) if not all_finite(self.kind, at, self.count)]
+        return [
+            i for i, array in enumerate(self.arrays) if not finite(self.kind, array, self.count)
+        ]
 
     def room(self) -> Bytes:
         """Return uninitialised room for one output."""

@@ -1,0 +1,175 @@
+"""A repository at one commit: its files and its documents, checked before anything is made of them.
+
+A repository is somebody else's word. Its file names become paths only through the one door for
+names, its documents values only through the one door for documents, and how long each of them is
+stands before it is fetched.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from omnireg.boundary.documents import parse_json, validated
+from omnireg.boundary.files import read_text
+from omnireg.boundary.names import relative, together
+from omnireg.checkpoint import INDEX, PACKAGE_INDEX, SINGLE, combine_digests
+from omnireg.digests import file_sha256
+from omnireg.errors import PublishError
+from omnireg.hub.client import translated
+
+#: people write shorter ones
+LONGEST_CARD = 8 << 20
+_LARGEST = 64 << 20
+_MEGABYTE = 1 << 20
+_hex = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+class Damaged(PublishError):
+    """What a repository holds is not what it should be; the Hub itself is well."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as the Hub tells of it; any of these may be unknown.
+
+    Attributes:
+        size: in bytes.
+        sha256: of its content; the Hub knows it of files in LFS.
+        blob: the id of its git blob, of other files.
+    """
+
+    size: int | None = None
+    sha256: str | None = None
+    blob: str | None = None
+
+    def differs(self, path: Path) -> bool:
+        """Whether a file here is not this one."""
+        if self.size is not None and path.stat().st_size != self.size:
+            return True
+        if self.sha256:
+            return file_sha256(path) != self.sha256
+        return self.blob is not None and blob_id(path) != self.blob
+
+
+class _Index(BaseModel):
+    """What is used of an index of weights."""
+
+    weight_map: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository at one commit."""
+
+    api: Any
+    name: str
+    commit: str
+    files: Mapping[str, File]
+
+    @property
+    def url(self) -> str:
+        """Where people look at the commit."""
+        return f"{self.api.endpoint}/{self.name}/commit/{self.commit}"
+
+    def where(self, path: str) -> str:
+        """Return how a file of it is called in messages."""
+        return f"{self.name}/{path}"
+
+    def document(self, path: str, most: int = _LARGEST) -> Path:
+        """Return a place of a small file, fetched.
+
+        Raises:
+            Damaged: it is too long to be read.
+            PublishError: it cannot be fetched.
+        """
+        size = self.files[path].size
+        if size is not None and size > most:
+            raise Damaged(
+                f"{self.where(path)} has {size / _MEGABYTE:,.0f} MB, and at most"
+                f" {most / _MEGABYTE:,.0f} MB are read; ask its authors"
+            )
+        with translated(self.name, "reading"):
+            return Path(self.api.hf_hub_download(self.name, path, revision=self.commit))
+
+    def text(self, path: str, most: int = _LARGEST) -> str:
+        """Return the text of a small file.
+
+        Raises:
+            Damaged: it is too long, or no text.
+            PublishError: it cannot be fetched.
+        """
+        place = self.document(path, most)
+        try:
+            return read_text(place, most=most, error=Damaged)
+        except Damaged as exc:
+            raise Damaged(str(exc).replace(str(place), self.where(path))) from exc
+
+    @cached_property
+    def weights(self) -> tuple[str, ...]:
+        """The files that its fingerprint is made of; some may not be there.
+
+        Raises:
+            Damaged: its index is not one, or names what cannot be a file of a checkpoint.
+            PublishError: the index cannot be fetched.
+        """
+        if PACKAGE_INDEX in self.files:
+            return tuple(sorted(path for path in self.files if path.endswith(".safetensors")))
+        if INDEX not in self.files:
+            return (SINGLE,) if SINGLE in self.files else ()
+        where = self.where(INDEX)
+        said = parse_json(self.text(INDEX), where, error=Damaged)
+        named = validated(_Index, said, where, error=Damaged).weight_map.values()
+        return tuple(relative(name, where, Damaged) for name in sorted(set(named)))
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of its weights as the Hub's digests say; None if they do not."""
+        digests = {path: self.files.get(path, File()).sha256 for path in self.weights}
+        if not digests or not all(digests.values()):
+            return None
+        return combine_digests((path, str(digest)) for path, digest in digests.items())
+
+
+def read_repository(api: Any, name: str, revision: str | None = None) -> Repository:
+    """Return a repository at the newest commit of a branch, or at a commit.
+
+    Raises:
+        Damaged: it has file names that could do harm.
+        PublishError: it cannot be read.
+    """
+    with translated(name, "reading"):
+        try:
+            info = api.model_info(name, revision=revision, files_metadata=True)
+            files = {each.rfilename: _file(each) for each in info.siblings or ()}
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise ValueError("it is no description of a repository") from exc
+        if not isinstance(info.sha, str) or not _hex.fullmatch(info.sha):
+            raise ValueError("it names no commit")
+    together(files, name, Damaged)
+    return Repository(api, name, info.sha, files)
+
+
+def _file(said: Any) -> File:
+    digest = said.lfs.sha256 if said.lfs else None
+    blob = None if said.lfs else said.blob_id
+    size = said.size if isinstance(said.size, int) else None
+    return File(size, _known(digest), _known(blob))
+
+
+def _known(digest: object) -> str | None:
+    return digest if isinstance(digest, str) and _hex.fullmatch(digest) else None
+
+
+def blob_id(path: Path) -> str:
+    """Return the id that git gives a file."""
+    digest = sha1(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
