@@ -217,7 +217,7 @@ def test_mistakes_are_told(tmp_path: Path, run: Run) -> None:
     with pytest.raises(ConfigError, match="one tensor at a time"):
         calibrate(TEXT, {"trim_scope": ["model"]})
     one: dict[str, list[Any]] = {"density": [0.3], "scale": [1.0], "mask_lambda": [0.5]}
-    for wrong in (math.nan, {}, {"image": "good"}):
+    for wrong in (math.nan, 10**400, {}, {"image": "good"}, {"image": True}):
         with pytest.raises(EvaluationError):
             calibrate(TEXT, one, score=lambda package, said=wrong: said)  # type: ignore[misc]
     (tmp_path / "old.jsonl").write_text("nothing\n")
@@ -229,6 +229,9 @@ def test_mistakes_are_told(tmp_path: Path, run: Run) -> None:
         ("no-such-program", "no program 'no-such-program'"),
         (f"{sys.executable} -c 'raise SystemExit(3)'", "failed with 3"),
         ("echo well", "print a number"),
+        (r"printf '\377'", "print a number"),
+        (f"{sys.executable} -c 'print(100000 * chr(91))'", "print a number"),
+        ("echo NaN", "print a number"),
         ("'unclosed", "--score-command"),
     ):
         slip = run("mmer", "calibrate", "mmer.yml", *small, "--score-command", command)

@@ -1,6 +1,7 @@
 """Types and small builders that several test modules share."""
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,3 +87,14 @@ def digit_probe(folder: Path) -> Path:
     digits = [line for line in file.read_text().splitlines() if '"category": "digit"' in line]
     file.write_text("\n".join(digits[::20]) + "\n")
     return file
+
+
+def is_odd(character: str) -> bool:
+    """Whether a character moves the cursor or turns the reading order, as Unicode's tables say."""
+    turning = ["LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"]
+    return (
+        (unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character not in "\n\t")
+        or unicodedata.bidirectional(character) in turning
+        or unicodedata.name(character, "").endswith(("-TO-RIGHT MARK", "-TO-LEFT MARK"))
+        or unicodedata.name(character, "") == "ARABIC LETTER MARK"
+    )
