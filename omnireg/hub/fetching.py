@@ -13,7 +13,7 @@ from omnireg.boundary.text import shown
 from omnireg.digests import remember_sha256
 from omnireg.errors import CheckpointError, PublishError
 from omnireg.hub.client import translated
-from omnireg.hub.files import CARD, MANIFEST, RECIPE
+from omnireg.hub.files import CARD
 from omnireg.hub.repository import Repository
 from omnireg.package import fingerprint_of
 
@@ -145,8 +145,8 @@ def _check_told(choice: Choice, folder: Path) -> None:
         told = contents.read(folder)
     except CheckpointError as exc:
         raise PublishError(shown(str(exc).replace(str(folder), repo.name), 500)) from exc
-    # these are written when it is published
-    others = {*choice.left_out, CARD, RECIPE, MANIFEST}
+    # people may edit the card
+    others = {*choice.left_out, CARD}
     files = {n: d for n, d in told.files.items() if n not in others} if told else {}
     wrong = list(contents.differences(folder, files, added=False))
     if wrong:

@@ -150,7 +150,7 @@ def plan_publication(
         derived, warnings = _licence(api, found, licence)
     if stranger:
         warnings.append(f"looked at without a token: {repo} may be there and private; {LOG_IN}")
-    files = _files(folder)
+    files: dict[str, Path | bytes] = dict(files_in(folder))
     warnings += _of_voices(files)
     scores = found.scores[found.record.name]
     text = _card(found, repo, old, derived)
@@ -165,6 +165,7 @@ def plan_publication(
         files[RECIPE] = found.recipe.encode()
     files |= {path: said.encode() for path, said in result_files(scores).items()}
     files |= beside
+    files |= _origin(folder, files)
     items = tuple(compared(files, remote.files))
     return PublicationPlan(
         found.record.name, repo, branch, private if remote.private is None else remote.private,
@@ -172,11 +173,14 @@ def plan_publication(
     )  # fmt: skip
 
 
-def _files(folder: Path) -> dict[str, Path | bytes]:
-    """Return the files of a folder; what it says of them holds true, whatever was edited since."""
-    found: dict[str, Path | bytes] = dict(files_in(folder))
-    told = contents.resealed(folder)
-    return found if told is None else {**found, contents.NAME: told}
+def _origin(folder: Path, files: Mapping[str, Path | bytes]) -> dict[str, bytes]:
+    """Return what the folder says of its files, and of those that are written for the commit.
+
+    It holds true of what is published, whatever was edited since. People may edit the card there.
+    """
+    written = {path: said for path, said in files.items() if isinstance(said, bytes)}
+    told = contents.resealed(folder, {path: written[path] for path in written if path != CARD})
+    return {} if told is None else {contents.NAME: told}
 
 
 def _of_voices(files: Iterable[str]) -> list[str]:
