@@ -18,6 +18,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 import omnireg
 from hub import READER, WRITER, Fault, Hub, connected, surroundings
 from omnireg.demo import story
+from omnireg.engine.recording import add as record
 from omnireg.errors import CheckpointError, PublishError
 from omnireg.hub import card, carry_out, plan_publication, pull
 from omnireg.hub.files import State
@@ -162,7 +163,8 @@ def test_only_what_changed_is_sent(hub: Hub, book: Registry) -> None:
     sent = len(hub.asked("^PUT"))
     book.add_score("omni", "other", 3, metric="m")
     plan = plan_publication(book, "omni", REPO)
-    assert {item.path for item in plan.changes} == {"README.md", "omnireg.manifest.yaml"}
+    changed = {"README.md", "omnireg.manifest.yaml", "omnireg.json"}
+    assert {item.path for item in plan.changes} == changed
     assert "+" in plan.card_diff
     carry_out(book, plan)
     assert len(hub.asked("^PUT")) == sent
@@ -459,13 +461,14 @@ def test_a_killed_publish_goes_on(either: Hub, book: Registry, tmp_path: Path) -
 
 def test_pickles_are_not_published(hub: Hub, book: Registry) -> None:
     """By name or by content; the voices that a class has in no other form are, with a warning."""
-    for name, data in (("evil.PT", b"x"), ("notes.txt", pickle.dumps({"a": 1}))):
+    for name, data in (("evil.PT", b"x"), ("notes.dat", pickle.dumps({"a": 1}))):
         file = Path("omni", name)
         file.write_bytes(data)
         with pytest.raises(PublishError, match="pickled"):
             plan_publication(book, "omni", REPO)
         file.unlink()
     Path("omni/spk_dict.pt").write_bytes(pickle.dumps({"Ethan": 1}))
+    record(book, "./omni", name="omni")
     plan = plan_publication(book, "omni", REPO)
     assert any("spk_dict.pt is published though it is pickled" in line for line in plan.warnings)
     carry_out(book, plan)
@@ -476,8 +479,11 @@ def test_pickles_are_not_published(hub: Hub, book: Registry) -> None:
 
 
 def test_files_that_were_edited_are_published_as_they_are(hub: Hub, book: Registry) -> None:
-    """What the folder says of itself holds true there, so that a pull finds it whole."""
+    """Once they are recorded so; what the folder says of itself holds true there."""
     Path("omni/generation_config.json").write_text('{"max_new_tokens": 5}')
+    with pytest.raises(CheckpointError, match=r"generation_config\.json was changed"):
+        plan_publication(book, "omni", REPO)
+    record(book, "./omni", name="omni")
     carry_out(book, plan_publication(book, "omni", REPO))
     assert pull(Registry("other.db"), REPO, to=Path("back")).fingerprint
     assert Path("back/generation_config.json").read_text() == '{"max_new_tokens": 5}'
