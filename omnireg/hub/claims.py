@@ -52,9 +52,10 @@ class Claims:
         """
         said = self.own.fingerprint
         if fingerprint and said and fingerprint != said:
+            which = ", ".join(self.repo.changed) or "they"
             raise PublishError(
-                f"{self.repo.name} says its weights are {said[:12]}, {who} {fingerprint[:12]}: they"
-                " were changed without publishing anew"
+                f"{self.repo.name} says its weights are {said[:12]}, {who} {fingerprint[:12]}:"
+                f" {which} changed without publishing anew"
             )
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha1, sha256
+from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class Repository:
         """Return a place of a small file, fetched.
 
         Raises:
-            Damaged: it is too long to be read.
+            Damaged: it is too long to be read, or was changed since it was published.
             PublishError: it cannot be fetched.
         """
         size = self.files[path].size
@@ -97,7 +97,14 @@ class Repository:
                 f" {most / _MEGABYTE:,.0f} MB are read; ask its authors"
             )
         with translated(self.name, "reading"):
-            return Path(self.api.hf_hub_download(self.name, path, revision=self.commit))
+            place = Path(self.api.hf_hub_download(self.name, path, revision=self.commit))
+        wanted = self.digests.get(path) if path != ORIGIN else None
+        if wanted is not None and file_sha256(place) != wanted:
+            raise Damaged(
+                f"{self.where(path)} was changed since it was published: {ORIGIN} has another"
+                " sha256 of it; ask its authors"
+            )
+        return place
 
     def text(self, path: str, most: int = _LARGEST) -> str:
         """Return the text of a small file.
@@ -108,16 +115,9 @@ class Repository:
         """
         place = self.document(path, most)
         try:
-            found = read_text(place, most=most, error=Damaged)
+            return read_text(place, most=most, error=Damaged)
         except Damaged as exc:
             raise Damaged(str(exc).replace(str(place), self.where(path))) from exc
-        wanted = self.digests.get(path) if path != ORIGIN else None
-        if wanted is not None and sha256(found.encode()).hexdigest() != wanted:
-            raise Damaged(
-                f"{self.where(path)} was changed since it was published: {ORIGIN} has another"
-                " sha256 of it; ask its authors"
-            )
-        return found
 
     @cached_property
     def digests(self) -> Mapping[str, str]:
@@ -133,6 +133,12 @@ class Repository:
             return parsed(self.text(ORIGIN).encode(), self.where(ORIGIN)).files
         except CheckpointError as exc:
             raise Damaged(str(exc)) from exc
+
+    @property
+    def changed(self) -> list[str]:
+        """The files that, as the Hub says, are not what its own ``omnireg.json`` says."""
+        known = {path: each.sha256 for path, each in self.files.items() if each.sha256}
+        return sorted(p for p, digest in self.digests.items() if known.get(p, digest) != digest)
 
     @cached_property
     def weights(self) -> tuple[str, ...]:
