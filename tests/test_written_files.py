@@ -306,21 +306,18 @@ def two_models(folder: Path) -> str:
 
 def test_an_input_that_is_gone_is_named(tmp_path: Path) -> None:
     """While a merge writes, what it could not read is not told as a lack of room."""
-    text, how = two_models(tmp_path), {"out_shard_size": 200_000}
+    text, how, file = two_models(tmp_path), {"out_shard_size": 200_000}, "two/model.safetensors"
 
     def watch(stage: str, done: int, total: int, detail: str) -> None:
-        if stage == "writing" and Path("two").exists():
-            Path("two").rename("away")
+        if stage == "writing":
+            Path(file).unlink(missing_ok=True)
 
     with pytest.raises(OmniregError) as caught:
         omnireg.merge(text, "out", record=False, progress=watch, threads=1, options=how)
     said = str(caught.value)
-    assert "two/" in said
-    assert "No such file" in said
+    assert file in said
     assert "room" not in said
     assert not (tmp_path / "out").exists()
-    Path("away").rename("two")
-    assert omnireg.merge(text, "out", record=False, options=how).name == "out"
 
 
 def failing(number: int, file: Path | str | None, other: Path | str | None = None) -> OSError:
