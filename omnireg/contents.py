@@ -94,6 +94,14 @@ class Told(Ours):
         return self.seal is not None
 
 
+def is_told(folder: Path) -> bool:
+    """Whether a folder says what it was made of."""
+    try:
+        return (folder / NAME).is_file()
+    except OSError:  # a name that is too long, say
+        return False
+
+
 def write(folder: Path, said: Mapping[str, Any], known: Mapping[str, str] | None = None) -> None:
     """Write ``omnireg.json`` into a folder that has all its other files.
 
@@ -118,7 +126,7 @@ def read(folder: Path, *, trust: bool = False) -> Told | None:
         CheckpointError: the document is damaged, or was edited.
     """
     place = folder / NAME
-    return parsed(read_bytes(place), place, trust=trust) if place.is_file() else None
+    return parsed(read_bytes(place), place, trust=trust) if is_told(folder) else None
 
 
 def parsed(raw: bytes, place: object, *, trust: bool = False) -> Told:

@@ -200,7 +200,7 @@ def test_an_interrupted_sweep_says_so_in_its_runs(
     """No reason is the name of a Python exception; running again finishes."""
     entered = running._complete
 
-    def interrupted(planned: Any, output: Any, folder: Path, how: Any) -> None:
+    def interrupted(planned: Any, output: Any, folder: Path, how: Any, digests: Any) -> None:
         raise KeyboardInterrupt
 
     book = Registry(tmp_path / "r.db")

@@ -15,7 +15,7 @@ from omnireg.cli.output import (
     print_table,
     progress_bar,
 )
-from omnireg.contents import NAME
+from omnireg.contents import is_told
 from omnireg.errors import to_type
 from omnireg.outputs import check_free
 
@@ -42,7 +42,7 @@ def _check_name_free(settings: Settings, name: str, out: Path) -> None:
     """Find out before the work that the result could not be recorded."""
     with settings.open_registry() as book:
         known = book.get(name) if book.exists() else None
-        if not (out / NAME).is_file() or (known and known.source == str(out.resolve())):
+        if not is_told(out) or (known and known.source == str(out.resolve())):
             check_free(out)
         book.check_name_free(name, kind=None)
 

@@ -57,7 +57,7 @@ def add(
             f"{package.folder} has a modality {modality!r} already; choose another name for it"
         )
     said = _said(package, ref, modality, parameters or {})
-    if out.exists() and contents.made_as(out, said):
+    if contents.is_told(out) and contents.made_as(out, said):
         return fingerprint_of(out)  # by a run that was stopped before it was recorded
     with appearing(out) as folder:
         scratch = scratch_folder(folder)

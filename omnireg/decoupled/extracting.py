@@ -31,7 +31,7 @@ def extract(
         MergeError: ``out`` cannot be written; nothing is left there.
     """
     model = package.model_of(modality)
-    if out.exists() and contents.made_as(out, told(package, model, modality)):
+    if contents.is_told(out) and contents.made_as(out, told(package, model, modality)):
         return fingerprint_of(out)  # by a run that was stopped before it was recorded
     files = package.host_files(model)
     total, done = sum(file.size for file in files), 0

@@ -154,7 +154,7 @@ def _merging(
     book: "Registry | None", host: PluginHost, progress: Progress,
 ) -> Steps[Receipt]:  # fmt: skip
     parsed, text = as_recipe(recipe)
-    if not (book and (out / contents.NAME).is_file()):
+    if not (book and contents.is_told(out)):
         check_free(out)
     chosen = name if name is not None else parsed.omnireg.name or out.name
     if book:
