@@ -107,7 +107,17 @@ def as_yaml(found: Iterable[tuple[str, dict[str, Any]]]) -> str:
     """Return a manifest as YAML."""
     import yaml
 
-    return yaml.safe_dump(document(found), sort_keys=False, allow_unicode=True, width=100)
+    class Dumper(yaml.SafeDumper):
+        """YAML that keeps every sign of a text."""
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+        # a reader takes this one for the end of a line, unless it is an escape
+        style = '"' if "\x85" in value else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    said = document(found)
+    return str(yaml.dump(said, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100))
 
 
 def _each(session: Session, query: Any, row: Any = CheckpointRow) -> Iterator[Any]:
