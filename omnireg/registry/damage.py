@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Boolean, Column, Connection, Enum, Integer, Table, TypeDecorator
 from sqlalchemy.types import TypeEngine
 
-from omnireg.boundary.text import quoted
+from omnireg.boundary.text import one_line, quoted
 from omnireg.errors import RegistryError
 from omnireg.registry import rules
 from omnireg.registry.columns import Document, Line, Prose, Real, UtcDateTime, Whole
@@ -44,7 +44,17 @@ _READ = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError
 def first(connection: Connection) -> str | None:
     """Return where the first damaged value stands, and what is wrong with it."""
     with closing(of(connection, Base.metadata.sorted_tables)) as found:
-        return next(found, None)
+        return next(found, None) or next(dangling(connection), None)
+
+
+def dangling(connection: Connection) -> Iterator[str]:
+    """Yield one line per row of a SQLite file that points at nothing; a server has none."""
+    if connection.dialect.name != "sqlite":
+        return
+    for table, row, other, number in connection.exec_driver_sql("PRAGMA foreign_key_check").all():
+        keys = connection.exec_driver_sql(f'PRAGMA foreign_key_list("{table}")').all()
+        column = next((key[3] for key in keys if key[0] == number), "?")
+        yield f"{table}, row {row}, {column}: points at nothing in {other}"
 
 
 def of(connection: Connection, tables: Sequence[Table]) -> Generator[str, None, None]:
@@ -54,7 +64,7 @@ def of(connection: Connection, tables: Sequence[Table]) -> Generator[str, None, 
         checks = [_check(column, connection) for column in columns]
         keys = [columns.index(key) for key in table.primary_key]
         for row in _rows(connection, table):
-            where = f"{table.name}, row {'/'.join(str(row[key]) for key in keys)}"
+            where = f"{table.name}, row {'/'.join(_shown(row[key]) for key in keys)}"
             wrong = False
             for column, check, value in zip(columns, checks, row, strict=True):
                 said = _wrong(column, check, value)
@@ -64,6 +74,10 @@ def of(connection: Connection, tables: Sequence[Table]) -> Generator[str, None, 
             if not wrong:
                 fields = {column.name: value for column, value in zip(columns, row, strict=True)}
                 yield from (f"{where}, {said}" for said in _contradictions(table.name, fields))
+
+
+def _shown(key: Any) -> str:
+    return one_line(str(key) if isinstance(key, int | str) else quoted(key))
 
 
 def _rows(connection: Connection, table: Table) -> Iterator[Sequence[Any]]:

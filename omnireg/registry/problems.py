@@ -22,6 +22,7 @@ def of(session: Session, *, in_a_file: bool) -> list[str]:
             chain(
                 _of_file(session) if in_a_file else (),
                 structure.of(connection),
+                damage.dangling(connection),
                 damage.of(connection, tables),
             ),
             _MOST,
@@ -36,8 +37,6 @@ def _of_file(session: Session) -> Iterator[str]:
     for (said,) in session.execute(text("PRAGMA integrity_check")):
         if said != "ok":
             yield f"damaged file: {said}"
-    for table, row, other, _ in session.execute(text("PRAGMA foreign_key_check")):
-        yield f"row {row} of {table} points at nothing in {other}"
 
 
 def _of_families(session: Session) -> Iterator[str]:

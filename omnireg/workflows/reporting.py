@@ -393,30 +393,39 @@ def _score_table(scores: Sequence[Score]) -> Table:
 
 
 def _found(analysis: Analysis) -> tuple[str, str | None, str]:
-    result = analysis.result
-    match analysis.kind:
-        case "shift":
-            said = (
-                f"Δavg {result['delta_avg']:.4g}, ‖τ‖/‖θ₀‖ {result['relative']:.4g},"
-                f" {result['moved']:.1%} of the elements moved"
-            )
-        case "heads":
-            top = max(result["heads"], key=lambda head: head["kl_true"])
-            said = (
-                f"{len(result['heads'])} heads; masking head {top['head']} of layer"
-                f" {top['layer']} changes answers most (KL {top['kl_true']:.4g})"
-            )
-            if result["accuracy"] is not None:
-                costly = min(result["heads"], key=lambda head: head["accuracy"])
-                said += (
-                    f", head {costly['head']} of layer {costly['layer']} costs most accuracy"
-                    f" ({result['accuracy']:.4g} → {costly['accuracy']:.4g})"
-                )
-        case "tsne":
-            said = f"at ({result['x']:.4g}, {result['y']:.4g})"
-        case _:
-            said = ", ".join(result)
-    return analysis.kind, analysis.against, said
+    said = {"shift": _moved, "heads": _masked, "tsne": _placed}.get(analysis.kind, ", ".join)
+    try:
+        told = said(analysis.result)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        # a manifest may declare an analysis of this kind with whatever it found
+        told = ", ".join(analysis.result)
+    return analysis.kind, analysis.against, told
+
+
+def _moved(result: Mapping[str, Any]) -> str:
+    return (
+        f"Δavg {result['delta_avg']:.4g}, ‖τ‖/‖θ₀‖ {result['relative']:.4g},"
+        f" {result['moved']:.1%} of the elements moved"
+    )
+
+
+def _masked(result: Mapping[str, Any]) -> str:
+    top = max(result["heads"], key=lambda head: head["kl_true"])
+    said = (
+        f"{len(result['heads'])} heads; masking head {top['head']} of layer"
+        f" {top['layer']} changes answers most (KL {top['kl_true']:.4g})"
+    )
+    if result["accuracy"] is not None:
+        costly = min(result["heads"], key=lambda head: head["accuracy"])
+        said += (
+            f", head {costly['head']} of layer {costly['layer']} costs most accuracy"
+            f" ({result['accuracy']:.4g} → {costly['accuracy']:.4g})"
+        )
+    return said
+
+
+def _placed(result: Mapping[str, Any]) -> str:
+    return f"at ({result['x']:.4g}, {result['y']:.4g})"
 
 
 def write(found: Report, out: Path | None, form: str, plot: Path | None) -> str:

@@ -188,7 +188,7 @@ def test_the_check_finds_what_others_broke(family: Registry, path: Path) -> None
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("INSERT INTO aliases VALUES ('merged', 99)")
     assert family.check() == [
-        "row 1 of aliases points at nothing in checkpoints",
+        "aliases, row 1, checkpoint_id: points at nothing in checkpoints",
         "alias 'merged' is also a checkpoint's name",
     ]
 

@@ -3,7 +3,8 @@
 Every change leaves an event, so the plan that people see is the events of the transaction.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Hashable, Iterable
 
 from sqlalchemy import func, literal, select
 from sqlalchemy.orm import Session
@@ -23,6 +24,8 @@ from omnireg.registry.tables import BenchmarkRow, CheckpointRow, EventRow, RunRo
 #: of a plan, so many changes are listed
 LISTED = 100
 _CACHE_KILOBYTES = 200_000
+#: what tells a run from others
+_RUN = ("name", "out", "machine", "started_at")
 
 
 def apply(session: Session, items: Iterable[Declared]) -> Changes:
@@ -66,6 +69,22 @@ def _changes(session: Session, last: int) -> Changes:
     return Changes(counts, listed)
 
 
+class _Once:
+    """What was declared before, and where."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, tuple[object, Place]] = {}
+
+    def is_new(self, key: Hashable, said: object, place: Place, what: str) -> bool:
+        """Return whether nobody declared it before; refuse it if that was in another way."""
+        before, first = self._known.setdefault(key, (said, place))
+        if before != said:
+            raise RegistryError(
+                f"{place}: {what} is declared in another way at {first}: keep one of the two"
+            )
+        return first is place
+
+
 class _Few(Step):
     """Benchmarks, runs and analyses: few, so one at a time."""
 
@@ -75,13 +94,24 @@ class _Few(Step):
         self._session.flush()
 
     def set_runs(self, declared: Iterable[tuple[RunItem, Place]]) -> None:
+        once = _Once()
         for item, place in declared:
-            self._run(item, place)
+            known = tuple(getattr(item, name) for name in _RUN)
+            if once.is_new(known, item, place, f"a run of {item.name!r}"):
+                self._run(item, place)
         self._session.flush()
 
     def set_analyses(self, declared: Iterable[tuple[AnalysisItem, Place]]) -> None:
+        once = _Once()
         for item, place in declared:
-            self._analysis(item, place)
+            ids = [
+                None if name is None else self._id(name, place)
+                for name in (item.checkpoint, item.against)
+            ]
+            known = (*ids, item.kind, json.dumps(item.setup, sort_keys=True))
+            what = f"an analysis {item.kind!r} of {item.checkpoint!r}"
+            if once.is_new(known, item.result, place, what):
+                self._analysis(item, place)
 
     def remove_benchmarks(self, declared: Iterable[tuple[BenchmarkItem, Place]]) -> None:
         for item, place in declared:
@@ -103,8 +133,7 @@ class _Few(Step):
                 setattr(row, fact, said)
 
     def _run(self, item: RunItem, place: Place) -> None:
-        key = ("name", "out", "machine", "started_at")
-        query = select(RunRow).where(*(getattr(RunRow, k) == getattr(item, k) for k in key))
+        query = select(RunRow).where(*(getattr(RunRow, k) == getattr(item, k) for k in _RUN))
         row = self._session.scalars(query).first()
         checkpoint_id = self._id(item.checkpoint, place) if item.checkpoint is not None else None
         if (item.status == "done") != (checkpoint_id is not None):
@@ -112,9 +141,9 @@ class _Few(Step):
                 f"{place}: a run is done if it made a checkpoint: name the checkpoint, or another"
                 " status"
             )
-        facts = item.model_dump(exclude={*key, "checkpoint"}) | {"checkpoint_id": checkpoint_id}
+        facts = item.model_dump(exclude={*_RUN, "checkpoint"}) | {"checkpoint_id": checkpoint_id}
         if row is None:
-            self._session.add(RunRow(**{k: getattr(item, k) for k in key}, **facts))
+            self._session.add(RunRow(**{k: getattr(item, k) for k in _RUN}, **facts))
             return
         for fact, said in facts.items():
             if getattr(row, fact) != said:
