@@ -8,7 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -610,6 +610,24 @@ def test_the_command_says_what_is_left_out(hub: Hub, run: Run) -> None:
     assert done.err.count("warning: ") == 2
     assert "\x1b" not in done.out + done.err
     assert "\\x1b[2J" in done.err
+
+
+def test_a_server_is_a_registry_too(hub: Hub, database: Callable[[str], str]) -> None:
+    """A pull is one transaction of it, and one that nobody set up is told before anything comes."""
+    hub.commit(THEIRS, {WEIGHTS: b"w", MANIFEST: manifest(own())})
+    book = Registry(database("template0"))
+    with pytest.raises(RegistryError, match="db upgrade"):
+        pull(book, THEIRS)
+    assert not hub.asked(f"GET .*{WEIGHTS}")
+    book.upgrade()
+    hub.faults.append(Fault(f"GET .*{WEIGHTS}", lambda: Path("theirs").mkdir()))
+    with pytest.raises(MergeError, match="already exists"):
+        pull(book, THEIRS)
+    assert list(book.items()) == []
+    Path("theirs").rmdir()
+    assert pull(book, THEIRS).recorded == ("theirs",)
+    assert pull(book, THEIRS).recorded == ()
+    book.close()
 
 
 def test_pulled_is_a_value(hub: Hub, book: Registry) -> None:

@@ -94,10 +94,11 @@ def fetch(choice: Choice, folder: Path) -> None:
 
 def difference(choice: Choice, folder: Path) -> str | None:
     """Return how a folder differs from what was to be fetched into it; None if it does not."""
-    there = dict(_files(folder))
-    odd = next((path for path in there if path not in choice.wanted), None)
-    if odd is not None:
-        return f"{shown(odd, 200)} is no file of it"
+    there = {}
+    for path, place in _files(folder):  # of which there may be millions
+        if path not in choice.wanted:
+            return f"{shown(path, 200)} is no file of it"
+        there[path] = place
     for path in sorted(choice.wanted):
         if path not in there:
             return f"{path} is missing"
