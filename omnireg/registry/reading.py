@@ -162,6 +162,8 @@ def _refused(exc: Exception, timeout: float | None) -> RegistryError:
         return RegistryError(
             f"the query makes a value of more than {_LARGEST_VALUE >> 20} MB: ask for less"
         )
+    if "Could not decode" in said:
+        return RegistryError(f"the registry is damaged: {said}: run `omnireg db check`")
     views = ", ".join(VIEWS)
     return RegistryError(f"the query cannot be answered: {said}: the views are {views}")
 
