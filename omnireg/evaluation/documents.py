@@ -167,7 +167,7 @@ def _tasks_of(data: Mapping[str, Any], task: str) -> Sequence[str]:
         name = pending.pop()
         said = groups.get(name)
         members = [m for m in said if isinstance(m, str)] if isinstance(said, list) else []
-        new = [m for m in members if m not in seen]
+        new = [m for m in dict.fromkeys(members) if m not in seen]
         seen.update(new)
         pending += new
         if not members:

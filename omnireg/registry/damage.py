@@ -95,7 +95,9 @@ def _rows(connection: Connection, table: Table) -> Iterator[Sequence[Any]]:
         for c in table.columns
     )
     query = f'SELECT {names} FROM "{table.name}"'
-    yield from connection.exec_driver_sql(query, execution_options={"stream_results": True})
+    streamed = {"stream_results": True}
+    with closing(connection.exec_driver_sql(query, execution_options=streamed)) as found:
+        yield from found
 
 
 def _undecoded(driver: Any, cursor: Any) -> list[tuple[Any, ...]]:

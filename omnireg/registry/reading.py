@@ -71,7 +71,10 @@ def _ask_postgresql(
     try:
         # a row at a time, which takes one statement only
         with closing(cursor.stream(query)) as rows:
-            return _answer(cursor, rows, limit)
+            found, truncated = _read(rows, limit)
+        # of no rows at all, a stream does not tell the columns
+        columns = _names(cursor) if found else _described(driver.pgconn, query)
+        return Answer(columns, found, truncated)
     except driver_errors(driver) as exc:
         raise _refused(exc, timeout) from exc
     finally:
@@ -87,7 +90,10 @@ def _ask_sqlite(
     with _guarded(driver, late):
         try:
             cursor = driver.execute(query)
-            return _answer(cursor, cursor, limit)
+            found, truncated = _read(cursor, limit)
+            if cursor.description is None:
+                raise _no_rows()
+            return Answer(_names(cursor), found, truncated)
         except (sqlite3.Error, sqlite3.Warning) as exc:
             if "interrupted" in str(exc) and time.monotonic() < late:
                 # the handler that looks at the clock cannot pass it on
@@ -113,7 +119,8 @@ def _guarded(driver: Any, late: float) -> Iterator[None]:
         driver.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, before)
 
 
-def _answer(cursor: Any, rows: Iterable[Any], limit: int | None) -> Answer:
+def _read(rows: Iterable[Any], limit: int | None) -> tuple[tuple[tuple[Any, ...], ...], bool]:
+    """Return rows, and whether there are more."""
     found: list[tuple[Any, ...]] = []
     size, truncated = 0, False
     for row in rows:
@@ -124,10 +131,18 @@ def _answer(cursor: Any, rows: Iterable[Any], limit: int | None) -> Answer:
         size += sum(len(value) if isinstance(value, str | bytes) else 8 for value in row)
         if size > _LARGEST_ANSWER:
             raise _too_large()
-    if cursor.description is None:
-        raise _no_rows()
-    columns = tuple(column[0] for column in cursor.description)
-    return Answer(columns, tuple(found), truncated)
+    return tuple(found), truncated
+
+
+def _names(cursor: Any) -> tuple[str, ...]:
+    return tuple(column[0] for column in cursor.description)
+
+
+def _described(connection: Any, query: str) -> tuple[str, ...]:
+    """Return the columns that a PostgreSQL server says a query has."""
+    connection.prepare(b"", query.encode())
+    found = connection.describe_prepared(b"")
+    return tuple(found.fname(number).decode() for number in range(found.nfields))
 
 
 def _no_rows() -> RegistryError:
@@ -162,6 +177,8 @@ def _refused(exc: Exception, timeout: float | None) -> RegistryError:
         return RegistryError(
             f"the query makes a value of more than {_LARGEST_VALUE >> 20} MB: ask for less"
         )
+    if "Could not decode" in said:
+        return RegistryError(f"the registry is damaged: {said}: run `omnireg db check`")
     views = ", ".join(VIEWS)
     return RegistryError(f"the query cannot be answered: {said}: the views are {views}")
 

@@ -20,7 +20,8 @@ def whole(record: R) -> R:
     """
     kind: Any = type(record)
     for name in _needed(kind):
-        if getattr(record, name) is None:
+        value = getattr(record, name)
+        if value is None or (isinstance(value, tuple) and None in value):
             raise ValueError(f"a {kind.__name__} without its {name}")
     return record
 

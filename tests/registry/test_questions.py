@@ -159,6 +159,48 @@ def test_sql_answers_and_never_writes(scored: Registry) -> None:
         assert scored.sql(f"SELECT * FROM v_{view}").columns
 
 
+ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT {} FROM c"
+
+
+def test_sql_ends_after_a_time(scored: Registry) -> None:
+    """Whether the query finds rows for ever or looks for one; the registry works on."""
+    for query, limit in ((ENDLESS.format("count(*)"), 10), (ENDLESS.format("x"), None)):
+        with pytest.raises(RegistryError, match=r"took longer than 0\.2 seconds: ask for less"):
+            scored.sql(query, limit=limit, timeout=0.2)
+    answer = scored.sql(ENDLESS.format("x"), limit=3)
+    assert (answer.rows, answer.truncated) == (((1,), (2,), (3,)), True)
+    assert scored.sql("SELECT 1 AS one", timeout=None).rows == ((1,),)
+    for wrong in (0, -1, float("nan"), float("inf"), "soon"):
+        with pytest.raises(RegistryError, match=r"timeout .* is out of range"):
+            scored.sql("SELECT 1", timeout=wrong)  # type: ignore[arg-type]
+    assert scored.add_checkpoint("after", kind="base").name == "after"
+
+
+def test_sql_makes_no_huge_values(scored: Registry, path: Path) -> None:
+    """Neither one value nor all of them together fill the memory."""
+    for query in (
+        "SELECT zeroblob(1000000000)",
+        "SELECT length(randomblob(1000000000))",
+        "SELECT length(group_concat(hex(zeroblob(20000000)))) FROM checkpoints",
+    ):
+        with pytest.raises(RegistryError, match="makes a value of more than 64 MB"):
+            scored.sql(query)
+    many = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 20) SELECT"
+    with pytest.raises(RegistryError, match="the answer is larger than 512 MB"):
+        scored.sql(f"{many} zeroblob(60000000) FROM c")
+    scored.add_checkpoint("n", kind="base", notes="x" * 1_000_000)
+
+
+def test_columns_of_one_name_are_all_kept(scored: Registry) -> None:
+    """In JSON the second gets a number, whatever the others are called."""
+    answer = scored.sql("SELECT 1 AS a, 2 AS a, 3 AS b")
+    assert answer.columns == ("a", "a", "b")
+    assert answer.to_json() == [{"a": 1, "a_2": 2, "b": 3}]
+    answer = scored.sql("SELECT 1 AS a, 2 AS a, 3 AS a_2, 4 AS a")
+    assert list(answer.to_json()[0].values()) == [1, 2, 3, 4]
+    assert answer.to_json()[0]["a_2"] == 3
+
+
 def test_events_say_who_did_what(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Newest first; nothing can take one back."""
     monkeypatch.setenv("OMNIREG_ACTOR", "ada")
@@ -245,3 +287,8 @@ def test_the_command_line(scored: Registry, path: Path, run: Run) -> None:
     rows = json.loads(run("sql", "SELECT name FROM v_checkpoints ORDER BY name", "--json").out)
     assert rows[0] == {"name": "audio"}
     assert "raise --limit" in run("sql", "SELECT 1 UNION SELECT 2", "--limit", 1).err
+    cut = run("sql", "SELECT 1 AS a UNION SELECT 2", "--limit", 1, "--json")
+    assert (json.loads(cut.out), "raise --limit" in cut.err) == ([{"a": 1}], True)
+    late = run("sql", ENDLESS.format("count(*)"), "--timeout", 0.1)
+    assert (late.code, late.err.count("\n"), "--timeout" in late.err) == (1, 1, True)
+    assert run("sql", "SELECT 1", "--timeout", 0).code == 2
