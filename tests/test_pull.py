@@ -130,6 +130,8 @@ def test_names_that_do_harm(
         ({"weight_map": {"t": "../../etc/passwd"}}, "leave the folder"),
         ({"weight_map": {"t": "/etc/passwd"}}, "not relative"),
         ({"weight_map": {"t": "a\x1b.safetensors"}}, "control"),
+        ({"weight_map": {"t": "sub/a.safetensors"}}, "a path where a plain name is expected"),
+        ({"weight_map": {"t": "pytorch_model.bin"}}, "no safetensors file"),
         ({"weight_map": {"t": 1}}, "weight_map.t"),
         ({"weight_map": ["a"]}, "weight_map"),
         ({}, "weight_map: is missing"),

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from omnireg.boundary.documents import parse_json, validated
 from omnireg.boundary.files import read_text
-from omnireg.boundary.names import relative, together
+from omnireg.boundary.names import part, together
 from omnireg.checkpoint import INDEX, PACKAGE_INDEX, SINGLE, combine_digests
 from omnireg.contents import NAME as ORIGIN
 from omnireg.contents import parsed
@@ -28,6 +28,7 @@ from omnireg.hub.client import translated
 #: people write shorter ones
 LONGEST_CARD = 8 << 20
 _LARGEST = 64 << 20
+_WEIGHTS = ".safetensors"
 _MEGABYTE = 1 << 20
 _hex = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -149,13 +150,17 @@ class Repository:
             PublishError: the index cannot be fetched.
         """
         if PACKAGE_INDEX in self.files:
-            return tuple(sorted(path for path in self.files if path.endswith(".safetensors")))
+            return tuple(sorted(path for path in self.files if path.endswith(_WEIGHTS)))
         if INDEX not in self.files:
             return (SINGLE,) if SINGLE in self.files else ()
         where = self.where(INDEX)
         said = parse_json(self.text(INDEX), where, error=Damaged)
         named = validated(_Index, said, where, error=Damaged).weight_map.values()
-        return tuple(relative(name, where, Damaged) for name in sorted(set(named)))
+        files = tuple(part(name, where, Damaged) for name in sorted(set(named)))
+        other = next((name for name in files if not name.endswith(_WEIGHTS)), None)
+        if other is not None:
+            raise Damaged(f"{where} names {other}, which is no safetensors file; ask its authors")
+        return files
 
     @cached_property
     def fingerprint(self) -> str | None:
