@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 import omnireg
@@ -520,6 +520,16 @@ def in_joint_ids(model: OmniModel, species: Species) -> tuple[Tensor, dict[str, 
     return columns[ids], media
 
 
+def _aligned(model: nn.Module) -> nn.Module:
+    """Move weights from where they stand in a file to memory of their own.
+
+    Some kernels round differently where an array begins between two cache lines.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
 @pytest.mark.parametrize("species", HOSTS, ids=lambda s: s.architecture)
 def test_every_host_class_is_routed(zoo: Zoo, tmp_path: Path, species: Species) -> None:
     """Pictures, films and sounds of each, bit for bit what the extracted model makes of them."""
@@ -537,7 +547,7 @@ def test_every_host_class_is_routed(zoo: Zoo, tmp_path: Path, species: Species) 
             model(input_ids=ids, media=media)
         return
     extract(package, next(iter(package.modalities)), tmp_path / "alone")
-    wanted = species.logits(species.load(tmp_path / "alone"))
+    wanted = species.logits(_aligned(species.load(tmp_path / "alone")))
     with torch.no_grad():
         found = model(input_ids=ids, media=media).logits
     [columns] = [c for name, c in model.vocabulary.columns.items() if name]
@@ -674,7 +684,7 @@ def test_mistakes_are_told(package: Package, model: OmniModel) -> None:
     [
         (("base/tokenizer.json", "base/tokenizer_config.json"), "has no tokenizer.json"),
         (("base",), "lost its base/"),
-        (("hosts/image/files.json",), "no hosts/image/files.json"),
+        (("hosts/image/files.json",), r"hosts/image/files\.json: No such file"),
         (("hosts/image/shell.safetensors",), "shell.safetensors"),
         (("hosts/image/config.json",), "config.json"),
         (("hosts/image/preprocessor_config.json",), "processor"),
@@ -690,8 +700,10 @@ def test_a_package_that_lost_files_is_told(
         path = hurt / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     image = asked("image", 1)[0]
+    with pytest.raises(CheckpointError, match=rf"{harm[0]}.* is missing"):
+        load(hurt, dtype="float32")
     with pytest.raises(CheckpointError, match=said):
-        load(hurt, dtype="float32").processor(image.prompt, image=image.media)
+        load(hurt, dtype="float32", trust=True).processor(image.prompt, image=image.media)
 
 
 def test_a_host_whose_config_is_another_ones_is_told(package: Package, tmp_path: Path) -> None:
@@ -700,5 +712,7 @@ def test_a_host_whose_config_is_another_ones_is_told(package: Package, tmp_path:
     shutil.copytree(package.folder, hurt)
     config = hurt / "hosts" / "image" / "config.json"
     config.write_text(config.read_text().replace('"hidden_size": 64', '"hidden_size": 60'))
-    with pytest.raises(CheckpointError, match=r"does not fit its config\.json"):
+    with pytest.raises(CheckpointError, match=r"hosts/image/config\.json was changed"):
         load(hurt)
+    with pytest.raises(CheckpointError, match=r"does not fit its config\.json"):
+        load(hurt, trust=True)

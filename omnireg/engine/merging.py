@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omnireg import contents
 from omnireg.engine.provenance import describe
-from omnireg.engine.running import Options, Progress, run
+from omnireg.engine.running import Options, Progress, check_fits, run
 from omnireg.engine.steps import Steps, finish, side_by_side
 from omnireg.host import PluginHost
 from omnireg.outputs import check_free
@@ -165,6 +165,7 @@ def _merging(
         # whether everything fits is known from headers, before a byte of weights is fetched
         plan(parsed, host, engine=engine, weights=False)
     planned = plan(parsed, host, engine=engine)
+    check_fits(planned)
     began = time.monotonic()
     _hash_inputs(planned, progress)
     made = _made_before(planned, out, how, book, chosen)

@@ -81,7 +81,6 @@ def run(
         return _run_mergekit_whole(planned, out, how, host), 0
     if planned.shape is Shape.PACKAGE:
         return _run_package(planned, out, how, host, progress)
-    _check_fits_host(planned)
     output = Output(planned, how.shard_bytes)
     if planned.engine is Engine.MERGEKIT:
         return _run_mergekit(output, out, how, host, progress), 0
@@ -122,9 +121,6 @@ def _run_package(
     if planned.engine is Engine.MERGEKIT:
         raise ConfigError("only the stream engine writes packages; use --engine auto")
     host.install()
-    for item in planned.inputs:
-        if item.role != "base":
-            _check_fits_host(replace(planned, shape=Shape.HOST, host=item.model, senses={}))
     output = Output(planned, how.shard_bytes)
     settings = Settings(
         planned, ByteReader(), how.seed, how.device, how.allow_nonfinite, side_outputs=True
@@ -246,8 +242,18 @@ def _identity(output: Output, how: Options) -> dict[str, Any]:
     }
 
 
-def _check_fits_host(planned: Plan) -> None:
-    """Find out before the work, not after it, that the host has no place for the result."""
+def check_fits(planned: Plan) -> None:
+    """Find out before the work, not after it, that a host has no place for the result.
+
+    Raises:
+        PlanError: it has none: no biases, or no head of its own.
+    """
+    if planned.planned_by_mergekit:
+        return
+    if planned.shape is Shape.PACKAGE:
+        for item in planned.inputs:
+            if item.role != "base":
+                check_fits(replace(planned, shape=Shape.HOST, host=item.model, senses={}))
     if planned.host is None:
         return
     models = [planned.reference, *(item.model for item in planned.inputs)]
