@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import click
@@ -165,3 +166,47 @@ def test_a_question_that_is_stopped(cause: BaseException, code: int) -> None:
         ask(cause)
     assert exit_code_of(caught.value) == code
     assert exit_code_of(click.Abort()) == 130
+
+
+class Dying:
+    """Gets a signal while it is destroyed."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), self.number)
+        for _ in range(1000):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_amid_a_destructor_is_not_lost(number: int, raised: type[BaseException]) -> None:
+    """The interpreter drops what is raised there; the signal comes once more."""
+
+    def work() -> None:
+        with terminable():
+            dying = Dying(number)
+            del dying
+            time.sleep(10)
+            pytest.fail("nobody stopped it")
+
+    with pytest.raises(raised) as caught:
+        work()
+    assert caught.type is raised
+
+
+def test_other_faults_of_destructors_are_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whoever did before."""
+    seen: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: seen.append(what.exc_value))
+
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("odd")
+
+    with terminable():
+        Broken()
+    assert [str(exc) for exc in seen] == ["odd"]

@@ -16,6 +16,8 @@ from omnireg.boundary.text import shown
 from omnireg.cli.output import echo
 
 _formatted = warnings.formatwarning
+#: seconds
+_A_MOMENT = 0.01
 _MODES = {0: os.O_RDONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
 
 
@@ -27,13 +29,15 @@ class Terminated(KeyboardInterrupt):
 def terminable() -> Iterator[None]:
     """Make SIGTERM raise inside of the block, as Ctrl-C does, unless somebody handles it already.
 
+    Neither is lost if it comes while an object is destroyed: it is sent once more.
+
     Raises:
         Terminated: it came.
     """
     if not _is_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    owner = os.getpid()
+    owner, unraisable = os.getpid(), sys.unraisablehook
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a child that was forked meanwhile ends as it always did
@@ -42,11 +46,27 @@ def terminable() -> Iterator[None]:
             return
         raise Terminated
 
+    def lost(what: Any) -> None:
+        # it came while an object was destroyed, where the interpreter drops all exceptions
+        if isinstance(what.exc_value, KeyboardInterrupt):
+            _send_soon(_signal_of(what.exc_value))
+        else:
+            unraisable(what)
+
     signal.signal(signal.SIGTERM, end)
+    sys.unraisablehook = lost
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _send_soon(number: int) -> None:
+    """Send a signal to this process in a moment, when it does something else."""
+    timer = threading.Timer(_A_MOMENT, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
 @contextmanager
@@ -73,10 +93,14 @@ def interrupted_after() -> Iterator[None]:
 
 def exit_code_of(stopped: BaseException) -> int:
     """Return what a shell says of a process that a signal ended."""
+    return 128 + _signal_of(stopped)
+
+
+def _signal_of(stopped: BaseException) -> int:
     found: BaseException | None = stopped
     while found is not None and not isinstance(found, Terminated):
         found = found.__context__  # click's own exception stands in front
-    return 128 + (signal.SIGINT if found is None else signal.SIGTERM)
+    return signal.SIGINT if found is None else signal.SIGTERM
 
 
 def _is_main_thread() -> bool:

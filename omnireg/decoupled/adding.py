@@ -18,7 +18,7 @@ from omnireg.engine.merging import merge
 from omnireg.engine.running import Progress
 from omnireg.errors import ConfigError
 from omnireg.host import PluginHost
-from omnireg.outputs import appearing, scratch_folder
+from omnireg.outputs import appearing
 from omnireg.package import Package, fingerprint_of
 from omnireg.recipe import Recipe
 
@@ -60,7 +60,8 @@ def add(
     if contents.is_told(out) and contents.made_as(out, said):
         return fingerprint_of(out)  # by a run that was stopped before it was recorded
     with appearing(out) as folder:
-        scratch = scratch_folder(folder)
+        scratch = folder / ".parts"
+        scratch.mkdir()
         try:
             places = {name: scratch / name for name in package.models}
             for name, place in places.items():

@@ -129,9 +129,10 @@ def disturbed(story: Story, random_: random.Random) -> list[str]:
     story.counts["stopped" if first not in (0, 1) else "done"] += 1
     case = f"{story.name}, {signal.Signals(number).name} after {moment:.3f} s ({first})"
     told = Path("log").read_text()
-    wrong = [f"{case}: {told[-300:]}"] if "Traceback" in told else []
+    wrong = [f"{case}: {told[told.index('Traceback') :][:900]}"] if "Traceback" in told else []
+    ended = not faults(story)
     code, again = wait(start(story.command, Path("log"))), Path("log").read_text()
-    if code and not (first == 0 and "already exists" in again):
+    if code and not (ended and "already exists" in again):
         return [*wrong, f"{case}: again {code}: {again[-300:]}"]
     return wrong + [f"{case}: {each}" for each in faults(story)]
 
@@ -142,6 +143,8 @@ def faults(story: Story) -> list[str]:
     if story.made is None:
         return [] if len(book.checkpoints(limit=None)) >= 2000 else ["rows are missing"]
     out = Path(story.made)
+    if not out.exists():
+        return ["nothing was made"]
     told = contents.read(out)
     found = [] if told and not list(contents.differences(out, told.files)) else ["not whole"]
     if fingerprint_of(out) != story.fingerprint:
