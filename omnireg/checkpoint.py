@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from omnireg.boundary import pickles
 from omnireg.boundary.documents import read_json
 from omnireg.boundary.files import State
 from omnireg.boundary.names import part
@@ -77,7 +78,7 @@ class Checkpoint:
             return [self.folder / name for name in names]
         if (self.folder / SINGLE).is_file():
             return [self.folder / SINGLE]
-        if any(self.folder.glob("*.bin")) or any(self.folder.glob("*.pt")):
+        if any(pickles.of_name(path.name) for path in self.folder.glob("*")):
             raise CheckpointError(
                 f"{self.ref} holds pickled weights, which can run code when read; save it as"
                 " safetensors first (model.save_pretrained)"

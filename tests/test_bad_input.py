@@ -227,9 +227,10 @@ def test_an_index_that_points_outside_the_folder(
     assert "which would leave the folder" in refuse(GOOD).err
 
 
-def test_pickled_weights(here: Path, refuse: Callable[..., Outcome]) -> None:
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.PTH", "weights.ckpt"])
+def test_pickled_weights(here: Path, refuse: Callable[..., Outcome], name: str) -> None:
     """Never unpickled; the way out is named."""
-    (here / "base" / "model.safetensors").rename(here / "base" / "pytorch_model.bin")
+    (here / "base" / "model.safetensors").rename(here / "base" / name)
     assert "pickled weights" in refuse(GOOD).err
 
 

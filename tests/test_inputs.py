@@ -144,6 +144,19 @@ def test_what_was_finished_is_kept(
     assert open_checkpoint("./out").fingerprint == whole.fingerprint
 
 
+def test_a_file_beside_the_weights_is_not_left_out(
+    inputs: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A template that was there when the merge began, and is not when it is copied."""
+    base, models = inputs
+    template = base / "chat_template.jinja"
+    template.write_text("{{ messages }}")
+    after(1, template.unlink, monkeypatch)
+    with pytest.raises(MergeError, match=r"chat_template\.jinja: No such file"):
+        omnireg.merge(recipe("omni_ties", base, models), "out", record=False)
+    assert not Path("out").exists()
+
+
 def test_a_change_after_planning_is_noticed(inputs: tuple[Path, list[Path]]) -> None:
     """Bytes are those whose header was read, also when the file was replaced by another one."""
     _, models = inputs

@@ -166,6 +166,8 @@ def _merging(
         plan(parsed, host, engine=engine, weights=False)
     planned = plan(parsed, host, engine=engine)
     check_fits(planned)
+    for model in filter(None, (planned.reference, planned.host)):
+        _ = model.checkpoint.side_files  # what is there now is copied at the end, or missed
     began = time.monotonic()
     _hash_inputs(planned, progress)
     made = _made_before(planned, out, how, book, chosen)
