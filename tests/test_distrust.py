@@ -222,6 +222,15 @@ def test_one_byte_is_noticed(file: str, package: Path, run: Run) -> None:
     assert not Path("out").exists()
 
 
+def test_a_changed_name_in_a_header_is_noticed(package: Path) -> None:
+    """The file is named, not only the tensor that is missed."""
+    file = package / VECTOR
+    raw = file.read_bytes()
+    file.write_bytes(raw.replace(b"up_proj.weight.support", b"up_proj.weight.supporu", 1))
+    with pytest.raises(CheckpointError, match=f"{VECTOR} was changed"):
+        extract(Package(package), "image", Path("out"))
+
+
 def test_an_edit_is_used_on_request(package: Path, run: Run) -> None:
     """A factor that was changed by hand is refused, and used with --trust."""
     before = extract(Package(package), "image", Path("before"))

@@ -117,7 +117,8 @@ class Package:
         self.told = told
         self._said = validated(PackageSaid, told.package, self.folder / layout.MANIFEST)
         checked = told.files if not trust else {}
-        if checked:
+        self._trusts = trust
+        if not trust:
             contents.check(self.folder, told, weights=False)
         self._host_files: dict[str, list[HostFile]] = {}
         #: reads the package's files, once each was found to be what it was when it was written
@@ -248,6 +249,8 @@ class Package:
             raise self._damaged(f"{coded.name} is another tensor in the base")
 
     def _damaged(self, what: str) -> CheckpointError:
+        if not self._trusts:
+            self.check()  # which names the file, if it is another one by now
         return CheckpointError(
             f"{self.folder} is damaged: {what}; download or copy the package again"
         )
