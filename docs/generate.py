@@ -14,7 +14,7 @@ from omnireg.cli import COMMANDS, cli
 from omnireg.cli.merge import MergeCommand
 from omnireg.cli.output import DefaultGroup, Settings, common_options
 from omnireg.cli.plugins import _described
-from omnireg.host import PluginHost
+from omnireg.plugins.host import PluginHost
 from omnireg.registry import Registry
 from omnireg.registry.declare.manifest import schema
 

@@ -10,7 +10,7 @@ import torch
 from mergekit.merge_methods import PerInputValues, TensorEntry, TensorGroup
 
 from omnireg import plots
-from omnireg.host import PluginHost
+from omnireg.plugins.host import PluginHost
 
 MODELS = ("image", "audio", "video")
 VECTORS = torch.tensor(

@@ -4,16 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from omnireg.hookspecs import HostLayout, Sense, hookimpl
+from omnireg.moved import forward as _forward
+from omnireg.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from omnireg.engine import merge
     from omnireg.hub import publish, pull
+    from omnireg.merging import merge
     from omnireg.planning import plan
     from omnireg.recipe import Recipe
     from omnireg.registry import Registry
     from omnireg.routed import load
 
-__version__ = "0.1.0"
+_forward()
+
 __all__ = [
     "HostLayout",
     "Recipe",
@@ -31,7 +34,7 @@ _LAZY = {
     "Recipe": "omnireg.recipe",
     "Registry": "omnireg.registry",
     "load": "omnireg.routed",
-    "merge": "omnireg.engine",
+    "merge": "omnireg.merging",
     "plan": "omnireg.planning",
     "publish": "omnireg.hub",
     "pull": "omnireg.hub",

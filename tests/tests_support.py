@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import make_url
 
-from omnireg import contents
+from omnireg.checkpoints import contents
 
 _TASK = """
 task: {name}

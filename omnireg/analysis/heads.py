@@ -30,10 +30,10 @@ from omnireg.analysis.salience import (
     write_run,
 )
 from omnireg.boundary.files import read_text, reason, write_text
-from omnireg.digests import cache_folder
+from omnireg.checkpoints.digests import cache_folder
 from omnireg.errors import EvaluationError
-from omnireg.subjects import Item, Subject
-from omnireg.subjects.items import Items
+from omnireg.evaluation.items import Item, Items
+from omnireg.evaluation.model import Subject
 
 _ABOUT = "about.json"
 #: prepared inputs are kept up to so many bytes; more are prepared anew for every head

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from omnireg.checkpoints.loading import language_model_of
 from omnireg.errors import EvaluationError
-from omnireg.loading import language_model_of
-from omnireg.subjects import Subject
+from omnireg.evaluation.model import Subject
 
 
 class Mask(StrEnum):

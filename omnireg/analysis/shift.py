@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from omnireg.alignment import LAYER
 from omnireg.analysis.vectors import Sums, Vectors
-from omnireg.host import PluginHost
+from omnireg.backbones.alignment import LAYER
+from omnireg.plugins.host import PluginHost
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from omnireg.analysis.vectors import Vectors
 from omnireg.errors import ConfigError
-from omnireg.host import PluginHost
+from omnireg.plugins.host import PluginHost
 
 SEED = 0
 _MOST_PERPLEXITY = 30

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omnireg.backbones.sources import Source
+from omnireg.checkpoints.shards import ByteReader
+from omnireg.checkpoints.tensors import as_tensor
 from omnireg.engine.ordered import in_order
 from omnireg.engine.tensors import adjoined, nonfinite
 from omnireg.errors import ConfigError
-from omnireg.host import PluginHost
 from omnireg.planning import Merged, Plan, plan
+from omnireg.plugins.host import PluginHost
 from omnireg.recipe import Recipe
-from omnireg.shards import ByteReader
-from omnireg.sources import Source
 from omnireg.strategies.kernels import faults
 from omnireg.strategies.kernels.choose import KINDS
 from omnireg.strategies.kernels.comparing import compare
@@ -31,7 +32,6 @@ from omnireg.strategies.kernels.fused import STORAGE
 from omnireg.strategies.kernels.views import address, finite, width
 from omnireg.strategies.task_vectors import SPAN
 from omnireg.strategies.thresholds import Kind
-from omnireg.tensors import as_tensor
 
 Tick = Callable[[int, int], None]
 Floats = NDArray[np.float64]

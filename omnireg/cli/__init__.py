@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from omnireg import __version__
 from omnireg.cli.endings import exit_code_of, own_streams, terminable
 from omnireg.cli.output import (
     Settings,
@@ -22,6 +21,7 @@ from omnireg.cli.output import (
     listen,
 )
 from omnireg.errors import OmniregError, did_you_mean
+from omnireg.version import __version__
 
 #: command → (module, one line of help), so that --help imports none of them
 COMMANDS = {

@@ -157,7 +157,7 @@ def heads_command(
     elif answers is not None:
         raise EvaluationError("--answers goes with --logits; a file of items has its answers")
     else:
-        from omnireg.subjects import read_items
+        from omnireg.evaluation.items import read_items
         from omnireg.workflows.analysing import record_heads
 
         items = read_items(probe)

@@ -21,9 +21,9 @@ def backbone_command() -> None:
 @click.pass_obj
 def extract_command(settings: Settings, host: str, out: Path, base: str | None) -> None:
     """Write the language model of HOST as the text checkpoint OUT."""
-    from omnireg.backbone import extract
-    from omnireg.host import PluginHost
+    from omnireg.backbones.grafting import extract
     from omnireg.planning import open_model
+    from omnireg.plugins.host import PluginHost
 
     plugins = PluginHost()
     reference = open_model(base, plugins) if base else None
@@ -39,9 +39,9 @@ def extract_command(settings: Settings, host: str, out: Path, base: str | None) 
 @click.pass_obj
 def graft_command(settings: Settings, backbone: str, host: str, out: Path) -> None:
     """Write HOST with its language model replaced by BACKBONE as the checkpoint OUT."""
-    from omnireg.backbone import graft
-    from omnireg.host import PluginHost
+    from omnireg.backbones.grafting import graft
     from omnireg.planning import open_model
+    from omnireg.plugins.host import PluginHost
 
     plugins = PluginHost()
     report = graft(open_model(backbone, plugins), open_model(host, plugins), out)

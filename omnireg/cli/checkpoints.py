@@ -50,7 +50,7 @@ def add_command(
 
     Of a Hub checkpoint no weights are downloaded: its fingerprint comes from the Hub.
     """
-    from omnireg.engine.recording import add
+    from omnireg.recording import add
 
     with settings.open_registry() as book:
         record = add(book, ref, name=name, kind=kind, parents=parents, modalities=modalities)
@@ -111,7 +111,7 @@ def _row(record: "Checkpoint") -> tuple[Any, ...]:
 @click.pass_obj
 def show_command(settings: Settings, name: str) -> None:
     """Show one checkpoint: what it is, its parents, and the run that made it."""
-    from omnireg.engine.recording import find_record
+    from omnireg.recording import find_record
 
     with settings.open_registry() as book:
         record = find_record(book, name)
@@ -184,7 +184,7 @@ def lineage_command(
     offset: int,
 ) -> None:
     """Show what NAME was made of (up) and what was made of it (down)."""
-    from omnireg.engine.recording import find_record
+    from omnireg.recording import find_record
     from omnireg.registry import Drawing, render
 
     with settings.open_registry() as book:

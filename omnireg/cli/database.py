@@ -36,7 +36,7 @@ def current_command(settings: Settings) -> None:
 @click.pass_obj
 def check_command(settings: Settings, no_files: bool) -> None:
     """Look for damage, and for recorded folders that hold other weights; exit 1 if there is any."""
-    from omnireg.engine.verifying import mismatches
+    from omnireg.merging.verifying import mismatches
 
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
         problems = book.check()

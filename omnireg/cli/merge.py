@@ -13,7 +13,7 @@ from omnireg.cli.output import Settings, common_options, echo, hint, print_json,
 from omnireg.errors import to_type
 
 if TYPE_CHECKING:
-    from omnireg.host import PluginHost
+    from omnireg.plugins.host import PluginHost
 
 
 engine_option = click.option(
@@ -34,7 +34,7 @@ plugin_option = click.option(
 
 def plugins(file: Path | None) -> "PluginHost":
     """Return the installed plugins, and the one in a file."""
-    from omnireg.host import PluginHost
+    from omnireg.plugins.host import PluginHost
 
     host = PluginHost()
     if file:
@@ -116,7 +116,7 @@ def merge_command(
     CONFIG is mergekit's YAML; its key ``omnireg:`` says what the result should be.
     """
     settings.goes_on = not no_resume and engine != "mergekit"
-    from omnireg.engine import merge
+    from omnireg.merging import merge
 
     book = nullcontext(None) if no_record else settings.open_registry()
     with book as registry, progress_bar(settings.quiet) as progress:
@@ -162,7 +162,7 @@ def mergekit_command(ctx: click.Context, tool: str, arguments: tuple[str, ...]) 
     Nothing is recorded.
     """
     from omnireg.engine.tools import advise, run_tool
-    from omnireg.host import PluginHost
+    from omnireg.plugins.host import PluginHost
 
     if tool in ("-h", "--help"):
         echo(ctx.get_help())

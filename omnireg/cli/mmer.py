@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from omnireg.checkpoints.contents import is_told
+from omnireg.checkpoints.outputs import check_free
 from omnireg.cli.calibrate import calibrate_command
 from omnireg.cli.output import (
     Settings,
@@ -15,9 +17,7 @@ from omnireg.cli.output import (
     print_table,
     progress_bar,
 )
-from omnireg.contents import is_told
 from omnireg.errors import to_type
-from omnireg.outputs import check_free
 
 _FILE = click.Path(path_type=Path)
 _trust_option = click.option(
@@ -53,8 +53,8 @@ def _check_name_free(settings: Settings, name: str, out: Path) -> None:
 @click.pass_obj
 def inspect_command(settings: Settings, package: Path) -> None:
     """Show what PACKAGE holds, and how many bytes it takes."""
-    from omnireg.decoupled import inspect
     from omnireg.package import Package
+    from omnireg.package.inspecting import inspect
 
     found = inspect(Package(package)).to_json()
     if settings.as_json:
@@ -93,9 +93,9 @@ def extract_command(
     trust: bool,
 ) -> None:
     """Write the model of one modality in PACKAGE as an ordinary checkpoint into OUT."""
-    from omnireg.decoupled import extract
-    from omnireg.engine.recording import record_extraction
     from omnireg.package import Package
+    from omnireg.package.extracting import extract
+    from omnireg.recording import record_extraction
 
     opened, chosen = Package(package, trust=trust), name or out.name
     if not no_record:
@@ -141,9 +141,9 @@ def add_command(
 
     The originals of the models in it are not needed: what the package keeps of them stands in.
     """
-    from omnireg.decoupled import add
-    from omnireg.engine.recording import record_addition
     from omnireg.package import Package
+    from omnireg.package.adding import add
+    from omnireg.recording import record_addition
 
     opened, chosen = Package(package, trust=trust), name or out.name
     if not no_record:

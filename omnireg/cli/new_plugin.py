@@ -19,7 +19,7 @@ def new_plugin_command(settings: Settings, name: str, folder: Path | None) -> No
 
     A distribution with an entry point, a strategy that works, and tests that pass.
     """
-    from omnireg.skeleton import write_plugin
+    from omnireg.testing.skeleton import write_plugin
 
     place = write_plugin(name, folder)
     files = sorted(str(file.relative_to(place)) for file in place.rglob("*") if file.is_file())

@@ -20,7 +20,7 @@ from omnireg.errors import to_type
 
 if TYPE_CHECKING:
     from omnireg.engine.outlook import Outlook
-    from omnireg.engine.verifying import Verdict
+    from omnireg.merging.verifying import Verdict
 
 
 @click.command("plan")
@@ -93,7 +93,7 @@ def verify_command(settings: Settings, name: str, rerun: bool, plugin_file: Path
 
     The weights have the fingerprint; config, tokenizer and the like are compared one by one.
     """
-    from omnireg.engine.verifying import verify
+    from omnireg.merging.verifying import verify
 
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
         host = plugins(plugin_file)

@@ -15,7 +15,7 @@ from omnireg.cli.output import (
     short,
 )
 from omnireg.errors import ConfigError, did_you_mean
-from omnireg.host import PluginHost, Status, Strategy
+from omnireg.plugins.host import PluginHost, Status, Strategy
 
 if TYPE_CHECKING:
     from mergekit.merge_methods.base import ParameterSpec

@@ -34,7 +34,7 @@ def scores_command() -> None:
 @click.pass_obj
 def list_scores(settings: Settings, name: str) -> None:
     """Show the scores of NAME."""
-    from omnireg.engine.recording import find_record
+    from omnireg.recording import find_record
 
     with settings.open_registry() as book:
         found = book.scores(find_record(book, name).name)
@@ -115,7 +115,7 @@ def add_score(
     replace: bool,
 ) -> None:
     """Record that NAME scored VALUE on BENCHMARK, which is created if it is not known."""
-    from omnireg.engine.recording import find_record
+    from omnireg.recording import find_record
 
     with settings.open_registry() as book:
         score = book.add_score(

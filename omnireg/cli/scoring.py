@@ -49,7 +49,7 @@ def compare_command(
 
     ↑ is better than the reference, ↓ worse and = equal, whichever way the benchmark counts.
     """
-    from omnireg.engine.recording import find_record
+    from omnireg.recording import find_record
 
     with settings.open_registry() as book:
         found = [find_record(book, name).name for name in names]
@@ -113,7 +113,7 @@ def check_command(settings: Settings, name: str, changed: tuple[str, ...]) -> No
     knowledge_gain (0.01 of MMLU) after more than knowledge_tokens (1e12, the checkpoint's detail
     training_tokens), below_inputs (0 points below the worst input of a merge).
     """
-    from omnireg.engine.recording import find_record
+    from omnireg.recording import find_record
 
     with settings.open_registry() as book:
         found = book.check_scores(

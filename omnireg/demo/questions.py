@@ -14,9 +14,9 @@ from PIL import Image
 
 from omnireg.demo import speech, tasks
 from omnireg.demo.clips import Array
+from omnireg.evaluation.items import Item, Items, Medium, read_items
+from omnireg.evaluation.model import Subject
 from omnireg.hookspecs import Conduct, Result
-from omnireg.subjects import Item, Medium, Subject, read_items
-from omnireg.subjects.items import Items
 
 #: answers are one or two words
 CONDUCT = Conduct(chat_template=False, batch_size=256, max_new_tokens=8)

@@ -18,9 +18,9 @@ from omnireg.errors import EvaluationError
 from omnireg.registry import Drawing, Kind, Parent, Registry, Role, render
 
 if TYPE_CHECKING:
+    from omnireg.evaluation.model import Subject
     from omnireg.hookspecs import Result
-    from omnireg.host import PluginHost
-    from omnireg.subjects import Subject
+    from omnireg.plugins.host import PluginHost
 
 FAMILY = Path(__file__).parent / "family"
 SENSES: tuple[str, ...] = ("image", "audio", "video")
@@ -155,8 +155,8 @@ def _prepare(folder: Path) -> None:
 
 
 def _record_family(book: Registry, folder: Path) -> None:
-    from omnireg.checkpoint import open_checkpoint
-    from omnireg.engine.recording import record_checkpoint
+    from omnireg.checkpoints.checkpoint import open_checkpoint
+    from omnireg.recording import record_checkpoint
 
     for name in ("base", *SENSES):
         record_checkpoint(
@@ -195,8 +195,8 @@ def _wanted() -> Iterator[tuple[str, str, str | None]]:
 
 
 def _merge_everything(book: Registry, folder: Path, tick: Tick) -> None:
-    from omnireg.engine import merge
-    from omnireg.host import PluginHost
+    from omnireg.merging import merge
+    from omnireg.plugins.host import PluginHost
 
     plugins = PluginHost()
     wanted = list(_wanted())
@@ -216,7 +216,7 @@ def _merge_everything(book: Registry, folder: Path, tick: Tick) -> None:
 
 def _language_models(book: Registry, plugins: "PluginHost") -> None:
     """Two comparisons that need no merge: the base in every host, and every host's own words."""
-    from omnireg.backbone import extract, graft
+    from omnireg.backbones.grafting import extract, graft
     from omnireg.planning import open_model
 
     base = open_model("family/base", plugins)
@@ -232,8 +232,8 @@ def _language_models(book: Registry, plugins: "PluginHost") -> None:
 
 
 def _record(book: Registry, name: str, kind: Kind, *parents: tuple[str, Role]) -> None:
-    from omnireg.checkpoint import open_checkpoint
-    from omnireg.engine.recording import record_checkpoint
+    from omnireg.checkpoints.checkpoint import open_checkpoint
+    from omnireg.recording import record_checkpoint
 
     found = [Parent(parent, role) for parent, role in parents]
     record_checkpoint(book, open_checkpoint(f"./{name}"), name=name, kind=kind, parents=found)
@@ -280,9 +280,9 @@ def _record_score(book: Registry, name: str, modality: str, score: "Result") -> 
 
 def measure(folder: Path, asked: Path, limit: int | None = None) -> "Result":
     """Score a checkpoint by greedy generation and exact match on a file of questions."""
+    from omnireg.checkpoints.loading import quiet
     from omnireg.demo import questions
     from omnireg.evaluation.generative import measure
-    from omnireg.loading import quiet
 
     conduct = replace(questions.CONDUCT, limit=limit)
     with quiet(), _one_thread():
@@ -293,7 +293,7 @@ def measure(folder: Path, asked: Path, limit: int | None = None) -> "Result":
 @lru_cache(maxsize=1)
 def _subject(folder: Path) -> "Subject":
     """Load a checkpoint in float32, the fastest type on a CPU; the last one is kept."""
-    from omnireg.subjects import open_subject
+    from omnireg.evaluation.opening import open_subject
 
     return open_subject(folder, dtype="float32")
 

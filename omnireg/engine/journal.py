@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict
 from omnireg.boundary.documents import parse_json, validated
 from omnireg.boundary.files import reason
 from omnireg.boundary.names import place
-from omnireg.contents import JOURNAL
-from omnireg.digests import fresh_sha256
+from omnireg.checkpoints.contents import JOURNAL
+from omnireg.checkpoints.digests import fresh_sha256
+from omnireg.checkpoints.outputs import check_free, other_file
 from omnireg.errors import InputChanged, MergeError, OmniregError
-from omnireg.outputs import check_free, other_file
 
 
 class _Finished(BaseModel):

@@ -10,23 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnireg.alignment import EMBEDDING, LAYER, VOCABULARY
-from omnireg.checkpoint import Checkpoint
-from omnireg.engine.tensors import check_finite, is_finite, made_nonfinite
-from omnireg.engine.translated import translated
-from omnireg.errors import MergeError
-from omnireg.host import PluginHost
-from omnireg.planning import Input, Plan
-from omnireg.planning.output import Computed, Copied, Output, OutputFile, refuse_lost
-from omnireg.planning.parameters import relocated
-from omnireg.shards import (
+from omnireg.backbones.alignment import EMBEDDING, LAYER, VOCABULARY
+from omnireg.checkpoints.checkpoint import Checkpoint
+from omnireg.checkpoints.shards import (
     DTYPE_SIZES,
     FLOATS,
     ByteReader,
     TensorHeader,
     write_shards,
 )
-from omnireg.tensors import TORCH_DTYPES, as_bytes, as_tensor
+from omnireg.checkpoints.tensors import TORCH_DTYPES, as_bytes, as_tensor
+from omnireg.engine.tensors import check_finite, is_finite, made_nonfinite
+from omnireg.engine.translated import translated
+from omnireg.errors import MergeError
+from omnireg.planning import Input, Plan
+from omnireg.planning.output import Computed, Copied, Output, OutputFile, refuse_lost
+from omnireg.planning.parameters import relocated
+from omnireg.plugins.host import PluginHost
 
 Progress = Callable[[str, int, int], None]
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from omnireg.checkpoints.shards import DTYPE_SIZES, SHARD_BYTES, ByteReader
 from omnireg.engine.tensors import Job, Settings
 from omnireg.planning import Engine, Merged, Plan, Shape
 from omnireg.planning.output import Computed, Output, OutputFile, Piece
-from omnireg.shards import DTYPE_SIZES, SHARD_BYTES, ByteReader
 from omnireg.strategies.task_vectors import SPAN
 
 #: what the process holds before it merges: interpreter, torch, compiled kernels

@@ -4,83 +4,35 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omnireg import contents
-from omnireg.alignment import align
-from omnireg.backbone import check_nothing_lost
-from omnireg.checkpoint import Checkpoint, combine_digests
-from omnireg.digests import file_sha256, remember_sha256
+from omnireg.backbones.alignment import align
+from omnireg.backbones.grafting import check_nothing_lost
+from omnireg.checkpoints import contents
+from omnireg.checkpoints.checkpoint import Checkpoint, combine_digests
+from omnireg.checkpoints.digests import file_sha256, remember_sha256
+from omnireg.checkpoints.outputs import appearing, scratch_folder
+from omnireg.checkpoints.shards import ByteReader
 from omnireg.engine.journal import Journal, unfinished
-from omnireg.engine.provenance import describe, versions
+from omnireg.engine.options import Options
 from omnireg.engine.steps import Steps
 from omnireg.engine.writer import write_file, write_side_files, writing_file
-from omnireg.errors import ConfigError, PlanError
-from omnireg.host import PluginHost
-from omnireg.outputs import appearing, scratch_folder
+from omnireg.errors import PlanError
 from omnireg.planning import Engine, Plan, Shape
 from omnireg.planning.output import Output
-from omnireg.shards import SHARD_BYTES, ByteReader
-from omnireg.tensors import as_device
-
-#: called with (stage, done, total, detail); bytes while a stage is "writing"
-Progress = Callable[[str, int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a merge is run, beside what it merges.
-
-    Attributes:
-        seed: for methods with randomness; each tensor's depends on it and its name alone.
-        threads: workers of the stream engine; all cores when None.
-        resume: go on with an unfinished merge of the same recipe into the same folder.
-        allow_nonfinite: merge inputs that hold NaN or Inf.
-        mergekit: mergekit's own merge options by name.
-    """
-
-    seed: int = 0
-    threads: int | None = None
-    resume: bool = True
-    allow_nonfinite: bool = False
-    mergekit: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def shard_bytes(self) -> int:
-        """At which size shards are cut."""
-        return int(self.mergekit.get("out_shard_size") or SHARD_BYTES)
-
-    @property
-    def fixed(self) -> dict[str, Any]:
-        """What the bytes of the result depend on, beside recipe and seed."""
-        return {
-            "shard_bytes": self.shard_bytes,
-            "device": self.device,
-            "allow_nonfinite": self.allow_nonfinite,
-        }
-
-    @property
-    def device(self) -> str:
-        """Where a method's torch code runs."""
-        return "cuda" if self.mergekit.get("cuda") else str(self.mergekit.get("device") or "cpu")
+from omnireg.planning.provenance import describe, versions
+from omnireg.plugins.host import PluginHost
+from omnireg.progress import Progress
 
 
 def run(
     planned: Plan, out: Path, how: Options, host: PluginHost, progress: Progress
 ) -> Steps[tuple[str, int]]:
     """Run a plan with its engine; return the result's fingerprint and how many files were kept."""
-    if how.mergekit.get("num_threads"):
-        import torch
-
-        torch.set_num_threads(int(how.mergekit["num_threads"]))
-    if how.device != "cpu":
-        as_device(how.device)
     if planned.planned_by_mergekit:
         return _run_mergekit_whole(planned, out, how, host), 0
-    if planned.shape is Shape.PACKAGE:
-        return _run_package(planned, out, how, host, progress)
     output = Output(planned, how.shard_bytes)
     if planned.engine is Engine.MERGEKIT:
         return _run_mergekit(output, out, how, host, progress), 0
@@ -98,7 +50,7 @@ def _run_stream(
     threads = how.threads or os.cpu_count() or 1
     with (
         unfinished(
-            out, _identity(output, how), resume=how.resume, check=settings.read.check
+            out, identity(output, how), resume=how.resume, check=settings.read.check
         ) as journal,
         streaming(output, settings, threads) as streamer,
     ):
@@ -108,44 +60,10 @@ def _run_stream(
             streamer.survey(lambda done, total: progress("surveying", done, total, "chunks"))
         yield from _write(output, streamer.content, journal, progress)
         _complete(output.plan, output, journal.folder, how, journal.finished)
-    return _fingerprint(out, journal.finished), resumed
+    return fingerprint(out, journal.finished), resumed
 
 
-def _run_package(
-    planned: Plan, out: Path, how: Options, host: PluginHost, progress: Progress
-) -> tuple[str, int]:
-    from omnireg.engine.packaging import Packager
-    from omnireg.engine.stream import streaming
-    from omnireg.engine.tensors import Settings
-
-    if planned.engine is Engine.MERGEKIT:
-        raise ConfigError("only the stream engine writes packages; use --engine auto")
-    host.install()
-    output = Output(planned, how.shard_bytes)
-    settings = Settings(
-        planned, ByteReader(), how.seed, how.device, how.allow_nonfinite, side_outputs=True
-    )
-    threads = how.threads or os.cpu_count() or 1
-    with (
-        unfinished(
-            out, _identity(output, how), resume=how.resume, check=settings.read.check
-        ) as journal,
-        streaming(output, settings, threads) as streamer,
-    ):
-        resumed = len(journal.finished)
-        streamer.survey(lambda done, total: progress("surveying", done, total, "chunks"))
-        packager = Packager(planned, settings, journal, threads)
-        packager.write(
-            streamer.jobs,
-            how.shard_bytes,
-            lambda done, total: progress("coding", done, total, "elements"),
-        )
-        said = describe(planned, how.seed, how.fixed, {"package": packager.manifest()})
-        contents.write(journal.folder, said, journal.finished)
-    return _fingerprint(out, journal.finished), resumed
-
-
-def _fingerprint(out: Path, digests: Mapping[str, str]) -> str:
+def fingerprint(out: Path, digests: Mapping[str, str]) -> str:
     """Return the fingerprint of the finished files, and remember what each was hashed to."""
     for name, digest in digests.items():
         remember_sha256(out / name, digest)
@@ -206,7 +124,7 @@ def _run_mergekit(
         if planned_host := output.plan.host:
             planned_host.checkpoint.check_unchanged()
         _complete(output.plan, output, folder, how, digests)
-    return _fingerprint(out, digests)
+    return fingerprint(out, digests)
 
 
 def _run_mergekit_whole(planned: Plan, out: Path, how: Options, host: PluginHost) -> str:
@@ -226,7 +144,7 @@ def _run_mergekit_whole(planned: Plan, out: Path, how: Options, host: PluginHost
         return Checkpoint(str(out), folder).fingerprint
 
 
-def _identity(output: Output, how: Options) -> dict[str, Any]:
+def identity(output: Output, how: Options) -> dict[str, Any]:
     """Everything that the bytes of the result depend on."""
     planned = output.plan
     models = [item.model for item in planned.inputs] + ([planned.host] if planned.host else [])

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from omnireg.checkpoints.shards import DTYPE_SIZES, FLOATS
+from omnireg.checkpoints.tensors import TORCH_DTYPES, as_bytes, as_tensor
 from omnireg.engine.ordered import given, in_order
 from omnireg.engine.tensors import Call, Job, Settings, check_finite, parameters_of
 from omnireg.errors import ConfigError
 from omnireg.hookspecs import Surveyed
 from omnireg.planning.output import Computed, Copied, Output, OutputFile, refuse_lost
-from omnireg.shards import DTYPE_SIZES, FLOATS
 from omnireg.strategies.kernels import faults
 from omnireg.strategies.task_vectors import SPAN
-from omnireg.tensors import TORCH_DTYPES, as_bytes, as_tensor
 
 Data = bytes | memoryview
 #: tensors of up to so many chunks are one task; larger ones are shared out chunk by chunk

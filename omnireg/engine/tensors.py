@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from mergekit.merge_methods import MergeMethod, PerInputValues
 
-from omnireg.alignment import VOCABULARY
+from omnireg.backbones.alignment import VOCABULARY
+from omnireg.checkpoints.shards import ByteReader
+from omnireg.checkpoints.tensors import TORCH_DTYPES
 from omnireg.engine.ordered import given
 from omnireg.engine.results import Like, checked_rescaling, checked_side_outputs
 from omnireg.engine.seeded import seeded
@@ -20,11 +22,9 @@ from omnireg.errors import CheckpointError, MergeError, OmniregError
 from omnireg.hookspecs import Surveyed
 from omnireg.planning import Merged, Plan
 from omnireg.planning.parameters import Bound
-from omnireg.shards import ByteReader
 from omnireg.strategies.kernels.choose import KINDS, Tensor, fuse
 from omnireg.strategies.kernels.fused import STORAGE, Chunk, Fused
 from omnireg.strategies.task_vectors import SPAN
-from omnireg.tensors import TORCH_DTYPES
 
 Call = Callable[[], Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from omnireg.checkpoint import open_checkpoint
+from omnireg.checkpoints.checkpoint import open_checkpoint
 from omnireg.errors import (
     CheckpointError,
     ConfigError,
@@ -17,9 +17,9 @@ from omnireg.errors import (
     did_you_mean,
     to_type,
 )
-from omnireg.host import PluginHost
-from omnireg.hosting.isolation import reason
 from omnireg.planning.parameters import check_parameters
+from omnireg.plugins.host import PluginHost
+from omnireg.plugins.isolation import reason
 from omnireg.recipe import Recipe, read_recipe
 
 #: mergekit's options that omnireg decides, or has its own for

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from omnireg.errors import MergeError, OmniregError
-from omnireg.hosting.isolation import contained, said
+from omnireg.plugins.isolation import contained, said
 
 
 @contextmanager

@@ -9,15 +9,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, Self
 
-from omnireg.alignment import EMBEDDING, HEAD
-from omnireg.checkpoint import INDEX
+from omnireg.backbones.alignment import EMBEDDING, HEAD
+from omnireg.checkpoints.checkpoint import INDEX
+from omnireg.checkpoints.loading import write_text_config
+from omnireg.checkpoints.outputs import copy_files
+from omnireg.checkpoints.shards import write_index
+from omnireg.checkpoints.tensors import usual_dtype
 from omnireg.engine.steps import Steps, finish
 from omnireg.errors import MergeError
-from omnireg.loading import write_text_config
-from omnireg.outputs import copy_files
 from omnireg.planning.output import Output
-from omnireg.shards import write_index
-from omnireg.tensors import usual_dtype
 
 Data = bytes | memoryview
 #: after so many bytes the disk is told to begin

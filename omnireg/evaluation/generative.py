@@ -1,6 +1,6 @@
 """Greedy answers to questions about media: text models, hosts and packages, on files of items.
 
-A task is a JSON Lines file; see :mod:`omnireg.subjects.items`.
+A task is a JSON Lines file; see :mod:`omnireg.evaluation.items`.
 """
 
 from collections import Counter
@@ -9,12 +9,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from omnireg import __version__
 from omnireg.errors import EvaluationError, did_you_mean
+from omnireg.evaluation.items import Item, Items, read_items
 from omnireg.evaluation.metrics import METRICS
+from omnireg.evaluation.model import Response, Subject
+from omnireg.evaluation.opening import open_subject
 from omnireg.hookspecs import Conduct, Result
-from omnireg.subjects import Item, Response, Subject, open_subject, read_items
-from omnireg.subjects.items import Items
+from omnireg.version import __version__
 
 #: an answer that is longer is cut
 MAX_NEW_TOKENS = 32

@@ -15,12 +15,13 @@ from typing import Any
 
 import yaml
 
+from omnireg.checkpoints.loading import quiet
 from omnireg.errors import EvaluationError, did_you_mean
 from omnireg.evaluation.documents import parse
+from omnireg.evaluation.model import Subject
+from omnireg.evaluation.opening import open_subject
 from omnireg.hookspecs import Conduct, Result
-from omnireg.loading import quiet
 from omnireg.package import is_package
-from omnireg.subjects import Subject, open_subject
 
 _MISSING = "lm-evaluation-harness is not installed: pip install 'omnireg[eval]'"
 _SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from omnireg import __version__
 from omnireg.boundary.documents import parse_yaml
 from omnireg.errors import OmniregError, PublishError
 from omnireg.hub.lineage import Dossier, is_merge
 from omnireg.registry import Drawing, Kind, Score, render
+from omnireg.version import __version__
 
 BEGIN = "<!-- omnireg: written at every publish, up to the end marker -->"
 END = "<!-- omnireg: end -->"

@@ -15,9 +15,9 @@ import huggingface_hub
 from huggingface_hub import errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from omnireg import __version__
 from omnireg.boundary.files import reason
 from omnireg.errors import OmniregError, PublishError, to_type
+from omnireg.version import __version__
 
 TIMEOUT_VARIABLE = "OMNIREG_HUB_TIMEOUT"
 #: what this machine says of its files and disks, not of the network

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
-from omnireg import contents
 from omnireg.boundary import pickles
 from omnireg.boundary.text import shown
-from omnireg.digests import remember_sha256
+from omnireg.checkpoints import contents
+from omnireg.checkpoints.digests import remember_sha256
 from omnireg.errors import CheckpointError, PublishError
 from omnireg.hub.client import translated
 from omnireg.hub.files import CARD

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from omnireg.boundary import pickles
-from omnireg.digests import file_sha256
-from omnireg.engine.recording import files_of
-from omnireg.engine.verifying import changes
+from omnireg.checkpoints.digests import file_sha256
 from omnireg.errors import CheckpointError, PublishError, to_type
-from omnireg.host import FILE_VERSION
 from omnireg.hub.lineage import Dossier
+from omnireg.merging.verifying import changes
+from omnireg.plugins.host import FILE_VERSION
+from omnireg.recording import files_of
 from omnireg.registry import Checkpoint
 
 CARD, RECIPE, MANIFEST = "README.md", "recipe.yml", "omnireg.manifest.yaml"

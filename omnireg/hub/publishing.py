@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from omnireg import contents
+from omnireg.checkpoints import contents
 from omnireg.errors import PublishError
 from omnireg.hub import card
 from omnireg.hub.client import LOG_IN, Stale, check_name, client, has_token, translated

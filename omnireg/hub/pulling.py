@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from omnireg.boundary.files import reason
+from omnireg.checkpoints.outputs import appearing, check_free, scratch_folder
 from omnireg.errors import CheckpointError, MergeError, RegistryError
 from omnireg.hub.claims import Claims, from_manifest, named, record
 from omnireg.hub.client import check_name, client
@@ -22,7 +23,6 @@ from omnireg.hub.family import from_cards
 from omnireg.hub.fetching import Checked, Choice, check, choose, difference, fetch, remember
 from omnireg.hub.files import MANIFEST
 from omnireg.hub.repository import Repository, read_repository
-from omnireg.outputs import appearing, check_free, scratch_folder
 from omnireg.registry import Registry
 
 

@@ -18,10 +18,10 @@ from pydantic import BaseModel
 from omnireg.boundary.documents import parse_json, validated
 from omnireg.boundary.files import read_text
 from omnireg.boundary.names import part, together
-from omnireg.checkpoint import INDEX, PACKAGE_INDEX, SINGLE, combine_digests
-from omnireg.contents import NAME as ORIGIN
-from omnireg.contents import parsed
-from omnireg.digests import file_sha256
+from omnireg.checkpoints.checkpoint import INDEX, PACKAGE_INDEX, SINGLE, combine_digests
+from omnireg.checkpoints.contents import NAME as ORIGIN
+from omnireg.checkpoints.contents import parsed
+from omnireg.checkpoints.digests import file_sha256
 from omnireg.errors import CheckpointError, PublishError
 from omnireg.hub.client import translated
 

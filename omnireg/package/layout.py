@@ -22,9 +22,9 @@ from pydantic import (
 
 from omnireg.boundary.documents import parse_json
 from omnireg.boundary.names import fault
-from omnireg.contents import PACKAGE_INDEX, Digest, Ours
+from omnireg.checkpoints.contents import PACKAGE_INDEX, Digest, Ours
+from omnireg.checkpoints.shards import DTYPE_SIZES
 from omnireg.errors import CheckpointError
-from omnireg.shards import DTYPE_SIZES
 
 FORMAT = "omnireg package"
 VERSION = 1

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omnireg import contents
-from omnireg.alignment import HEAD, LanguageModel, find_language_model
+from omnireg.backbones.alignment import HEAD, LanguageModel, find_language_model
 from omnireg.boundary.documents import read_json, validated
-from omnireg.checkpoint import Checkpoint, combine_digests, open_checkpoint
-from omnireg.digests import file_sha256, fresh_sha256
+from omnireg.checkpoints import contents
+from omnireg.checkpoints.checkpoint import Checkpoint, combine_digests, open_checkpoint
+from omnireg.checkpoints.digests import file_sha256, fresh_sha256
+from omnireg.checkpoints.shards import DTYPE_SIZES, ByteReader, TensorHeader, read_header
+from omnireg.checkpoints.tensors import TORCH_DTYPES, as_bytes, as_tensor
 from omnireg.errors import CheckpointError, did_you_mean
 from omnireg.hookspecs import HostLayout
 from omnireg.package import layout
@@ -32,11 +34,9 @@ from omnireg.package.layout import (
     Piece,
     VectorSaid,
 )
-from omnireg.shards import DTYPE_SIZES, ByteReader, TensorHeader, read_header
 from omnireg.strategies.kernels import faults
 from omnireg.strategies.kernels.views import Stored, padded
 from omnireg.strategies.thresholds import Kind
-from omnireg.tensors import TORCH_DTYPES, as_bytes, as_tensor
 
 #: as plain numbers, which compiled code takes ten times sooner than members of an enumeration
 KINDS = {"BF16": int(Kind.BF16), "F16": int(Kind.F16), "F32": int(Kind.F32)}

@@ -6,17 +6,17 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
-from omnireg.alignment import EMBEDDING, LanguageModel, align, find_language_model
-from omnireg.checkpoint import Checkpoint, open_checkpoint
+from omnireg.backbones.alignment import EMBEDDING, LanguageModel, align, find_language_model
+from omnireg.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from omnireg.checkpoints.loading import check_complete
+from omnireg.checkpoints.shards import FLOATS
 from omnireg.errors import CheckpointError, ConfigError, PlanError, did_you_mean
 from omnireg.hookspecs import PROJECT
-from omnireg.host import DISABLE_VARIABLE, PluginHost, Strategy
-from omnireg.loading import check_complete
 from omnireg.planning.packages import check_one_dtype, check_package, senses_of
 from omnireg.planning.parameters import check_parameters, idle_filters, same_place
 from omnireg.planning.plans import DTYPES, Engine, Input, Plan, Shape
+from omnireg.plugins.host import DISABLE_VARIABLE, PluginHost, Strategy
 from omnireg.recipe import Output, Recipe, as_recipe
-from omnireg.shards import FLOATS
 
 Opening = Callable[[str], LanguageModel]
 

@@ -6,10 +6,8 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 
-from omnireg.alignment import EMBEDDING, HEAD, VOCABULARY, Alignment, align
-from omnireg.errors import PlanError
-from omnireg.planning.plans import Merged, Plan
-from omnireg.shards import (
+from omnireg.backbones.alignment import EMBEDDING, HEAD, VOCABULARY, Alignment, align
+from omnireg.checkpoints.shards import (
     DTYPE_SIZES,
     SHARD_BYTES,
     TensorHeader,
@@ -17,6 +15,8 @@ from omnireg.shards import (
     lay_out,
     shard_names,
 )
+from omnireg.errors import PlanError
+from omnireg.planning.plans import Merged, Plan
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from omnireg.alignment import LanguageModel
+from omnireg.backbones.alignment import LanguageModel
 from omnireg.errors import ConfigError, PlanError, did_you_mean
-from omnireg.host import Strategy
 from omnireg.planning.parameters import same_place
+from omnireg.plugins.host import Strategy
 from omnireg.recipe import Recipe
 
 

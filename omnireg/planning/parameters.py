@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from omnireg.errors import ConfigError, did_you_mean
 from omnireg.hookspecs import ListedModel, Scope
-from omnireg.hosting.isolation import contained, reason
+from omnireg.plugins.isolation import contained, reason
 from omnireg.recipe import Recipe
 
 if TYPE_CHECKING:

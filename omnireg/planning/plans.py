@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
-from omnireg.alignment import HEAD, LAYER, Alignment, LanguageModel
-from omnireg.checkpoint import Checkpoint
-from omnireg.host import Strategy
+from omnireg.backbones.alignment import HEAD, LAYER, Alignment, LanguageModel
+from omnireg.backbones.sources import Source, aligned, source
+from omnireg.checkpoints.checkpoint import Checkpoint
 from omnireg.planning.parameters import Resolver, names_a_model, same_place
+from omnireg.plugins.host import Strategy
 from omnireg.recipe import Recipe
-from omnireg.sources import Source, aligned, source
 
 Signature = tuple[str, tuple[int, ...]]
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}

@@ -11,7 +11,7 @@ from sqlalchemy import event, inspect, select
 from sqlalchemy.orm import Session
 
 from omnireg.boundary.text import one_line
-from omnireg.digests import combine_digests
+from omnireg.checkpoints.digests import combine_digests
 from omnireg.registry import rules
 from omnireg.registry.records import Action, Event, SubjectType, whole
 from omnireg.registry.tables import (

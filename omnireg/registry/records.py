@@ -7,7 +7,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar, get_args
 
-from omnireg.digests import combine_digests
+from omnireg.checkpoints.digests import combine_digests
 
 R = TypeVar("R")
 

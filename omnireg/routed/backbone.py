@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from omnireg.checkpoints.loading import quiet
 from omnireg.errors import CheckpointError
-from omnireg.loading import quiet
+from omnireg.routed.embedding import Embedding, Head
 from omnireg.routed.layers import Pass, Routed, RoutedLinear
 from omnireg.routed.vocabulary import JointVocabulary
 from omnireg.routed.weights import Weights
-from omnireg.routed.words import Embedding, Head
 
 _EMBEDDING, _HEAD, _ROTARY = "model.embed_tokens", "lm_head", "model.rotary_emb"
 

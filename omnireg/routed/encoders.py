@@ -12,13 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omnireg.checkpoint import Checkpoint
+from omnireg.checkpoints.checkpoint import Checkpoint
+from omnireg.checkpoints.loading import (
+    config_errors,
+    language_model_of,
+    model_class,
+    quiet,
+    read_into,
+)
+from omnireg.checkpoints.shards import ByteReader, read_header
+from omnireg.checkpoints.tensors import as_tensor
 from omnireg.errors import CheckpointError, ConfigError
-from omnireg.loading import config_errors, language_model_of, model_class, quiet, read_into
 from omnireg.package import Model, Package
 from omnireg.package.layout import SHELL
-from omnireg.shards import ByteReader, read_header
-from omnireg.tensors import as_tensor
 
 _WORDS = ("embed_tokens.weight", "lm_head.weight")
 

@@ -15,21 +15,21 @@ from transformers import (
     PreTrainedModel,
 )
 
-from omnireg.alignment import EMBEDDING
+from omnireg.backbones.alignment import EMBEDDING
+from omnireg.checkpoints.loading import config_errors, quiet
+from omnireg.checkpoints.tensors import TORCH_DTYPES, as_device, as_dtype
 from omnireg.errors import CheckpointError, ConfigError, did_you_mean
-from omnireg.host import PluginHost
-from omnireg.loading import config_errors, quiet
 from omnireg.package import Package
+from omnireg.plugins.host import PluginHost
 from omnireg.routed.backbone import build
+from omnireg.routed.embedding import Head
 from omnireg.routed.encoders import Encoded, Encoder
 from omnireg.routed.layers import Group, Pass, Routed, Storage
-from omnireg.routed.places import count_places
+from omnireg.routed.positions import count_places
 from omnireg.routed.processor import OmniProcessor
 from omnireg.routed.routes import Route, TextRouting, check_rule, route_of, text_route
 from omnireg.routed.vocabulary import JointVocabulary
 from omnireg.routed.weights import Weights
-from omnireg.routed.words import Head
-from omnireg.tensors import TORCH_DTYPES, as_device, as_dtype
 
 Media = Mapping[str, Mapping[str, Any]]
 

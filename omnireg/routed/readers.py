@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from omnireg.boundary.documents import read_json
+from omnireg.checkpoints.loading import quiet
 from omnireg.errors import CheckpointError, ConfigError, OmniregError
-from omnireg.loading import quiet
 from omnireg.routed.media import Array, film, picture, read_film, read_picture, read_sound
 
 

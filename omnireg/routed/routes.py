@@ -6,6 +6,10 @@ from enum import StrEnum
 
 from omnireg.errors import ConfigError, did_you_mean
 
+#: elements of a tensor per entry of its rank index: the index says how many elements of the sparse
+#: vector come before each multiple of this
+STEP = 4096
+
 
 class Blend(StrEnum):
     """How a weight set is put together from θ₀, τ★ and masks."""

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from omnireg.alignment import EMBEDDING, HEAD
-from omnireg.checkpoint import Checkpoint
+from omnireg.backbones.alignment import EMBEDDING, HEAD
+from omnireg.checkpoints.checkpoint import Checkpoint
+from omnireg.checkpoints.loading import quiet
+from omnireg.checkpoints.shards import DTYPE_SIZES
 from omnireg.errors import CheckpointError, ConfigError
 from omnireg.hookspecs import HostLayout, Sense
-from omnireg.loading import quiet
 from omnireg.package import Model, Package
 from omnireg.package.layout import Part
-from omnireg.shards import DTYPE_SIZES
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from omnireg.package import Package
-from omnireg.routed.resident import STEP, Resident
-from omnireg.routed.routes import Blend, Blended, Route
+from omnireg.routed.device_cache import Resident
+from omnireg.routed.routes import STEP, Blend, Blended, Route
 from omnireg.strategies.kernels.views import Stored
 from omnireg.strategies.thresholds import Kind
 

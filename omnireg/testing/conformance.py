@@ -90,12 +90,12 @@ class _Conformance:
         return {**dict.fromkeys(named, str(min(models))), **self.parameters}
 
     def _method(self) -> "MergeMethod":
-        from omnireg.host import PluginHost
+        from omnireg.plugins.host import PluginHost
 
         return PluginHost().methods()[self.strategy].load()
 
     def _merge(self, out: Path, base: Path, models: Sequence[Path], **how: Any) -> "Tensors":
-        from omnireg.engine import merge
+        from omnireg.merging import merge
 
         more = how.pop("more", {})
         merge(self._recipe(base, models, **more), out, record=False, **how)
@@ -150,8 +150,8 @@ class _Conformance:
         """Tensors that are handed over are the same afterwards, those of a first pass too."""
         from omnireg.engine.tensors import parameters_of
         from omnireg.hookspecs import Surveyed
-        from omnireg.host import PluginHost
         from omnireg.planning import plan
+        from omnireg.plugins.host import PluginHost
         from omnireg.recipe import parse_recipe
 
         family = omnireg_models
@@ -254,8 +254,8 @@ class _Conformance:
 
     def test_one_model_can_be_taken_out(self, omnireg_models: "Family", tmp_path: Path) -> None:
         """Of a package, byte for byte what ``mask_of`` gives; for strategies that have both."""
-        from omnireg.decoupled import extract
         from omnireg.package import Package
+        from omnireg.package.extracting import extract
 
         method = self._method()
         names = {parameter.name for parameter in method.spec.parameters}
@@ -266,7 +266,7 @@ class _Conformance:
         family = omnireg_models
         senses = {"one": str(family.models[0]), "two": str(family.models[1])}
         more = {"omnireg": {"output": "package", "modalities": senses}}
-        from omnireg.engine import merge
+        from omnireg.merging import merge
 
         models = family.models[:2]
         text = self._recipe(family.base, models, **more)
@@ -287,7 +287,7 @@ class _Handed:
     def __init__(self, merged: "Merged", base: str) -> None:
         from mergekit.merge_methods import TensorEntry, TensorGroup
 
-        from omnireg.shards import ByteReader
+        from omnireg.checkpoints.shards import ByteReader
 
         reader = ByteReader()
         self.merged = merged
@@ -301,7 +301,7 @@ class _Handed:
 
     def check(self) -> None:
         """Compare them with what is stored."""
-        from omnireg.tensors import as_bytes
+        from omnireg.checkpoints.tensors import as_bytes
 
         for entry in self.group.entries:
             same = as_bytes(entry.tensor.detach()) == self._stored[entry.id]
@@ -323,6 +323,6 @@ def read(folder: Path) -> Tensors:
 
 def fingerprint(folder: Path) -> str:
     """Return what identifies a checkpoint's weights."""
-    from omnireg.checkpoint import Checkpoint
+    from omnireg.checkpoints.checkpoint import Checkpoint
 
     return Checkpoint(str(folder), folder.resolve()).fingerprint

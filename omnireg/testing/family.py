@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnireg.loading import quiet
+from omnireg.checkpoints.loading import quiet
 
 TOKENS, ROWS, MORE_ROWS = 60, 64, 72
 WIDTH = 16

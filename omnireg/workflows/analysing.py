@@ -9,14 +9,14 @@ from omnireg.analysis.heads import Probe, salience
 from omnireg.analysis.salience import Salience
 from omnireg.analysis.shift import Shift, shift
 from omnireg.analysis.tsne import Map, place
-from omnireg.checkpoint import open_checkpoint
-from omnireg.engine.recording import files_of, find_record
+from omnireg.checkpoints.checkpoint import open_checkpoint
 from omnireg.errors import RegistryError
+from omnireg.evaluation.items import Items
+from omnireg.evaluation.opening import open_subject
 from omnireg.package import fingerprint_of
+from omnireg.recording import files_of, find_record
 from omnireg.registry import Checkpoint as Record
 from omnireg.registry import Registry
-from omnireg.subjects import open_subject
-from omnireg.subjects.items import Items
 
 Tick = Callable[[int, int], None]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from omnireg.errors import ConfigError
-from omnireg.host import PluginHost
 from omnireg.planning import Plan, plan
+from omnireg.plugins.host import PluginHost
 from omnireg.recipe import Recipe, as_recipe
 from omnireg.workflows.closeness import measure
 from omnireg.workflows.grid import as_yaml, points, with_parameters
@@ -177,7 +177,7 @@ def _by_score(
     recipe: Recipe, settings: Sequence[Mapping[str, Any]], score: Score, by: str,
     surface: Path | None, host: PluginHost, progress: Progress,
 ) -> list[Trial]:  # fmt: skip
-    from omnireg.engine import merge
+    from omnireg.merging import merge
 
     book = Notebook(surface, by)
     trials = []

@@ -13,13 +13,13 @@ import torch
 from mergekit.merge_methods import TensorEntry, TensorGroup
 from mergekit.merge_methods.dtype import align_dtype
 
+from omnireg.checkpoints.shards import ByteReader
 from omnireg.engine.tensors import parameters_of
 from omnireg.errors import ConfigError
 from omnireg.hookspecs import Scope
 from omnireg.planning import Merged, Plan
 from omnireg.planning.parameters import Resolver, check_parameters
 from omnireg.recipe import Recipe
-from omnireg.shards import ByteReader
 from omnireg.strategies.mmer import Rescale, mask, rescale_factor
 from omnireg.strategies.task_vectors import task_vector, working
 from omnireg.strategies.ties import ties_vector

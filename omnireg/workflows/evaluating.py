@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from omnireg.engine.recording import files_of, find_record
 from omnireg.errors import EvaluationError, did_you_mean
 from omnireg.evaluation.documents import Document
 from omnireg.hookspecs import Conduct, Evaluator, Result
-from omnireg.host import PluginHost
+from omnireg.plugins.host import PluginHost
+from omnireg.recording import files_of, find_record
 from omnireg.registry import Registry, Score
 
 ITEMS = ".jsonl"

@@ -10,9 +10,9 @@ from typing import Any
 from omnireg import plots
 from omnireg.boundary.files import write_text
 from omnireg.boundary.text import shown
-from omnireg.engine.recording import find_record
 from omnireg.errors import ConfigError
 from omnireg.evaluation.abilities import ABILITIES, ability_of
+from omnireg.recording import find_record
 from omnireg.registry import (
     Analysis,
     Checkpoint,

@@ -7,18 +7,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from omnireg.engine import Job, merge_together
+from omnireg.checkpoints.outputs import is_open, nearest
+from omnireg.checkpoints.shards import SHARD_BYTES
 from omnireg.errors import ConfigError
 from omnireg.evaluation.generative import EVALUATOR, read_tasks
 from omnireg.hookspecs import Conduct, Result
-from omnireg.host import PluginHost
-from omnireg.outputs import is_open, nearest
+from omnireg.merging import Job, merge_together
 from omnireg.package import fingerprint_of
 from omnireg.planning import Shape, plan
 from omnireg.planning.output import Output as Files
+from omnireg.plugins.host import PluginHost
 from omnireg.recipe import Recipe, as_recipe
 from omnireg.registry import Registry
-from omnireg.shards import SHARD_BYTES
 from omnireg.workflows.evaluating import Assigned, assigned, enter, first_of_each, measured, merit
 from omnireg.workflows.grid import Point, points, with_parameters
 from omnireg.workflows.trials import Notebook, Score, Trial, check_alike, numbers

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import omnireg
-from omnireg.decoupled import add, extract
 from omnireg.demo import story
 from omnireg.demo.questions import score
 from omnireg.demo.tasks import items
+from omnireg.evaluation.opening import open_subject
 from omnireg.package import Package
-from omnireg.subjects import open_subject
+from omnireg.package.adding import add
+from omnireg.package.extracting import extract
 
 SENSES = story.SENSES
 

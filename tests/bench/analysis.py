@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 
 from omnireg.analysis.shift import shift
-from omnireg.engine import Job, merge, merge_together
+from omnireg.merging import Job, merge, merge_together
 from omnireg.recipe import parse_recipe
 
 from family import make  # isort: skip

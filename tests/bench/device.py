@@ -25,7 +25,7 @@ from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
 import omnireg
-from omnireg.host import PluginHost
+from omnireg.plugins.host import PluginHost
 
 RUNS, LONG = 3, 30.0
 METHODS = {

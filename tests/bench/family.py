@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from omnireg.shards import write_shards
-from omnireg.tensors import as_bytes
+from omnireg.checkpoints.shards import write_shards
+from omnireg.checkpoints.tensors import as_bytes
 
 WIDTH, INNER, ROWS, KEY_VALUE = 896, 4864, 32_000, 128
 #: parameters in billions → layers

@@ -41,11 +41,11 @@ def passes(recipe: str) -> None:
     """
     from dataclasses import replace
 
+    from omnireg.checkpoints.shards import ByteReader
     from omnireg.engine.tensors import Job, Settings
-    from omnireg.host import PluginHost
     from omnireg.planning import plan
+    from omnireg.plugins.host import PluginHost
     from omnireg.recipe import as_recipe
-    from omnireg.shards import ByteReader
     from omnireg.strategies.kernels.fused import Mmer
 
     planned = plan(as_recipe(Path(recipe))[0], PluginHost(), engine="stream")
@@ -80,7 +80,7 @@ def main(engine: str, recipe: str, out: str, threads: str) -> None:
 
         import omnireg
         import omnireg.engine.stream
-        from omnireg.host import PluginHost
+        from omnireg.plugins.host import PluginHost
         from omnireg.strategies.kernels.formats import all_finite
 
         host = PluginHost()

@@ -20,8 +20,8 @@ from engine import once, recipe
 from family import make
 from numpy.typing import NDArray
 
-from omnireg.decoupled import inspect
 from omnireg.package import Package
+from omnireg.package.inspecting import inspect
 
 
 @numba.njit(nogil=True, error_model="numpy")

@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 
 import omnireg
-from omnireg.decoupled import extract, inspect
 from omnireg.demo import questions, story
 from omnireg.demo.clips import Modality
 from omnireg.demo.tasks import items
-from omnireg.host import PluginHost
+from omnireg.evaluation.opening import open_subject
 from omnireg.package import Package
+from omnireg.package.extracting import extract
+from omnireg.package.inspecting import inspect
 from omnireg.planning import plan
+from omnireg.plugins.host import PluginHost
 from omnireg.recipe import parse_recipe
-from omnireg.subjects import open_subject
 from omnireg.workflows import Criterion, calibrate
 from omnireg.workflows.closeness import measure
 from omnireg.workflows.grid import with_parameters

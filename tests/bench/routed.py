@@ -196,8 +196,8 @@ def main() -> None:
         child(options.child, package, base, where)
         return
     times(package, base, where)
-    from omnireg.decoupled import inspect
     from omnireg.package import Package
+    from omnireg.package.inspecting import inspect
 
     whole = inspect(Package(package)).total
     for kind in FORMS:

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from omnireg import contents
+from omnireg.checkpoints import contents
 from omnireg.cli import main as omnireg
 from omnireg.package import fingerprint_of
 from omnireg.registry import Registry

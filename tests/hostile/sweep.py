@@ -22,16 +22,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omnireg import contents
-from omnireg.decoupled import add, extract, inspect
-from omnireg.engine import merge
-from omnireg.engine.recording import add as record
-from omnireg.engine.verifying import verify
+from omnireg.checkpoints import contents
+from omnireg.checkpoints.shards import read_header
 from omnireg.errors import OmniregError
+from omnireg.merging import merge
+from omnireg.merging.verifying import verify
 from omnireg.package import Package
+from omnireg.package.adding import add
+from omnireg.package.extracting import extract
+from omnireg.package.inspecting import inspect
+from omnireg.recording import add as record
 from omnireg.registry import Registry
 from omnireg.routed import load
-from omnireg.shards import read_header
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests_support import reseal

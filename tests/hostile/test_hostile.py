@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import omnireg
-from hub import Hub
-from omnireg import contents
+from loopback_hub import Hub
+from omnireg.checkpoints import contents
 from omnireg.errors import OmniregError
 from omnireg.hub import carry_out, plan_publication, pull
 from omnireg.registry import Registry

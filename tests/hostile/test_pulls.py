@@ -27,10 +27,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from hub import Hub, surroundings
+from loopback_hub import Hub, surroundings
 from omnireg.boundary import pickles
 from omnireg.boundary.text import is_plain
-from omnireg.checkpoint import combine_digests
+from omnireg.checkpoints.checkpoint import combine_digests
 from omnireg.errors import OmniregError
 from omnireg.hub import pull, pulling
 from omnireg.hub.client import client

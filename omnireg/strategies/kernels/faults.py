@@ -3,8 +3,8 @@
 The system says so with a signal that Python cannot catch, SIGBUS, and would end the process without
 a word. The handler here is compiled and takes nothing of Python. Where the file is one of ours it
 puts zeros in the place of what is gone, so that the read ends; whoever read looks at the state of
-the file before believing anything (:meth:`omnireg.shards.ByteReader.check`), and tells which file
-it was. Anywhere else it says a line and ends the process.
+the file before believing anything (:meth:`omnireg.checkpoints.shards.ByteReader.check`), and tells
+which file it was. Anywhere else it says a line and ends the process.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from omnireg import shards
+from omnireg.checkpoints import shards
 from omnireg.strategies.kernels.formats import callback, intrinsic, long_at, word_at
 
 _LINE = (

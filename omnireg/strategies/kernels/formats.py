@@ -20,7 +20,7 @@ from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic as _intrinsic
 from numpy.typing import NDArray
 
-from omnireg.digests import cache_folder
+from omnireg.checkpoints.digests import cache_folder
 from omnireg.strategies.thresholds import Kind
 
 # compiled code sees plain numbers

@@ -10,10 +10,11 @@ from mergekit.merge_methods import TensorEntry, TensorGroup
 from torch import Tensor
 
 import omnireg
-from omnireg.decoupled import add, extract
 from omnireg.errors import OmniregError
 from omnireg.hookspecs import Scope
 from omnireg.package import Package
+from omnireg.package.adding import add
+from omnireg.package.extracting import extract
 from omnireg.routed import load
 from omnireg.testing import Family, omnireg_conformance
 from omnireg.testing.conformance import read
