@@ -1,5 +1,6 @@
 """Write the reference pages that follow from the code: ``python docs/generate.py [--check]``."""
 
+import ast
 import inspect
 import json
 import re
@@ -19,6 +20,9 @@ from omnireg.registry import Registry
 from omnireg.registry.declare.manifest import schema
 
 DOCS = Path(__file__).parent
+_ROOT = DOCS.parent
+_DECISIONS = DOCS / "explanation" / "decisions"
+_TREE, _TREE_END = "<!-- modules: written by docs/generate.py -->", "<!-- end of modules -->"
 _NOTE = "<!-- Written by docs/generate.py from the code. Do not edit. -->"
 _USUAL = {"help", "version"}
 
@@ -161,12 +165,53 @@ _MERGED = [
     "lm-extend/weighted-text-vl-video-si",
 ]  # fmt: skip
 
+
 #: path below docs/ → what stands in it
+def decisions_page() -> str:
+    """Return the index of the decisions, newest first."""
+    files = sorted(_DECISIONS.glob("0*.md"), reverse=True)
+    rows = "\n".join(_decision(file) for file in files)
+    return (
+        f"{_NOTE}\n\n# Decisions\n\nWhat was decided, and why. A decision is never rewritten: a"
+        " later one supersedes it. To add one, copy the last file, number it, and run"
+        " `python docs/generate.py`.\n\n"
+        f"| no. | decision | date | status |\n| --- | --- | --- | --- |\n{rows}\n"
+    )
+
+
+def _decision(file: Path) -> str:
+    title, status, *_ = (line for line in file.read_text(encoding="utf-8").splitlines() if line)
+    number, _, what = title.removeprefix("# ").partition(". ")
+    date, _, state = status.partition(" · ")
+    return f"| {number} | [{what}]({file.name}) | {date} | {state} |"
+
+
+def contributing_page() -> str:
+    """Return CONTRIBUTING.md with its table of modules as their docstrings say."""
+    text = (_ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    before, _, rest = text.partition(_TREE)
+    _, _, after = rest.partition(_TREE_END)
+    packages = sorted((_ROOT / "omnireg").glob("*/__init__.py"))
+    modules = sorted(m for m in (_ROOT / "omnireg").glob("*.py") if not m.name.startswith("__"))
+    rows = [f"| `omnireg/{file.parent.name}/` | {_first_sentence(file)} |" for file in packages]
+    rows += [f"| `omnireg/{file.name}` | {_first_sentence(file)} |" for file in modules]
+    table = "\n".join(["| path | what is there |", "| --- | --- |", *rows])
+    return f"{before}{_TREE}\n{table}\n{_TREE_END}{after}"
+
+
+def _first_sentence(module: Path) -> str:
+    said = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+    paragraph = " ".join(said.partition("\n\n")[0].split())
+    return re.split(r"(?<=[.!?]) ", paragraph)[0].replace("``", "`")
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "reference/cli.md": cli_page,
     "reference/strategies.md": strategies_page,
     "reference/manifest.schema.json": manifest_schema,
     "explanation/modality-extension.md": cost_page,
+    "explanation/decisions/index.md": decisions_page,
+    "../CONTRIBUTING.md": contributing_page,
 }
 
 
@@ -190,6 +235,7 @@ def main(arguments: Sequence[str]) -> int:
         click.echo("usage: python docs/generate.py [--check]", err=True)
         return 2
     for name, page in PAGES.items():
+        (DOCS / name).parent.mkdir(parents=True, exist_ok=True)
         (DOCS / name).write_text(page(), encoding="utf-8")
     return 0
 
