@@ -36,10 +36,10 @@ def plugins(file: Path | None) -> "PluginHost":
     """Return the installed plugins, and the one in a file."""
     from omnireg.plugins.host import PluginHost
 
-    host = PluginHost()
+    plugins = PluginHost()
     if file:
-        host.load_file(file)
-    return host
+        plugins.load_file(file)
+    return plugins
 
 
 class MergeCommand(click.Command):
@@ -130,7 +130,7 @@ def merge_command(
             resume=not no_resume,
             registry=registry,
             record=not no_record,
-            host=plugins(plugin_file),
+            plugins=plugins(plugin_file),
             options=options,
             allow_nonfinite=allow_nonfinite,
             progress=progress,
@@ -167,10 +167,10 @@ def mergekit_command(ctx: click.Context, tool: str, arguments: tuple[str, ...]) 
     if tool in ("-h", "--help"):
         echo(ctx.get_help())
         return
-    host = PluginHost()
-    advice = advise(tool, arguments, host)
+    plugins = PluginHost()
+    advice = advise(tool, arguments, plugins)
     for warning in advice.warnings:
         warn(warning)
-    run_tool(tool, list(arguments), host)
+    run_tool(tool, list(arguments), plugins)
     if advice.next_step:
         hint(f"not recorded; to record it: {advice.next_step}")

@@ -96,8 +96,7 @@ def verify_command(settings: Settings, name: str, rerun: bool, plugin_file: Path
     from omnireg.merging.verifying import verify
 
     with settings.open_registry() as book, progress_bar(settings.quiet) as progress:
-        host = plugins(plugin_file)
-        verdict = verify(book, name, rerun=rerun, host=host, progress=progress)
+        verdict = verify(book, name, rerun=rerun, plugins=plugins(plugin_file), progress=progress)
     if settings.as_json:
         print_json(verdict.to_json())
     else:

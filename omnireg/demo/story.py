@@ -206,11 +206,11 @@ def _merge_everything(book: Registry, folder: Path, tick: Tick) -> None:
             path = Path("recipes") / f"{name}.yml"
             path.write_text(recipe(strategy, host), encoding="utf-8")
             if not _kept(book, name):
-                merge(path, name, name=name, registry=book, host=plugins)
+                merge(path, name, name=name, registry=book, plugins=plugins)
         path = Path("recipes") / f"{PACKAGE}.yml"
         path.write_text(package_recipe(), encoding="utf-8")
         if not _kept(book, PACKAGE):
-            merge(path, PACKAGE, name=PACKAGE, registry=book, host=plugins)
+            merge(path, PACKAGE, name=PACKAGE, registry=book, plugins=plugins)
         _language_models(book, plugins)
 
 

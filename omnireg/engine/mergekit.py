@@ -72,7 +72,7 @@ def merge_with_mergekit(
     output: Output,
     scratch: Path,
     *,
-    host: PluginHost,
+    plugins: PluginHost,
     seed: int,
     options: Mapping[str, Any],
     allow_nonfinite: bool,
@@ -86,7 +86,7 @@ def merge_with_mergekit(
         MergeError: mergekit failed, or wrote anything else than the plan.
     """
     plan = output.plan
-    host.install()
+    plugins.install()
     staged = {}
     for number, item in enumerate(plan.inputs):
         progress("reading", number, len(plan.inputs))
@@ -105,7 +105,7 @@ def merge_whole(
     plan: Plan,
     folder: Path,
     *,
-    host: PluginHost,
+    plugins: PluginHost,
     seed: int,
     options: Mapping[str, Any],
     max_bytes: int,
@@ -122,7 +122,7 @@ def merge_whole(
 
     from omnireg.engine.planner import checking
 
-    host.install()
+    plugins.install()
     read = ByteReader()
     for item in plan.inputs if not allow_nonfinite else ():
         for name, header in item.model.checkpoint.tensors.items():

@@ -28,24 +28,24 @@ from omnireg.progress import Progress
 
 
 def run(
-    planned: Plan, out: Path, how: Options, host: PluginHost, progress: Progress
+    planned: Plan, out: Path, how: Options, plugins: PluginHost, progress: Progress
 ) -> Steps[tuple[str, int]]:
     """Run a plan with its engine; return the result's fingerprint and how many files were kept."""
     if planned.planned_by_mergekit:
-        return _run_mergekit_whole(planned, out, how, host), 0
+        return _run_mergekit_whole(planned, out, how, plugins), 0
     output = Output(planned, how.shard_bytes)
     if planned.engine is Engine.MERGEKIT:
-        return _run_mergekit(output, out, how, host, progress), 0
-    return (yield from _run_stream(output, out, how, host, progress))
+        return _run_mergekit(output, out, how, plugins, progress), 0
+    return (yield from _run_stream(output, out, how, plugins, progress))
 
 
 def _run_stream(
-    output: Output, out: Path, how: Options, host: PluginHost, progress: Progress
+    output: Output, out: Path, how: Options, plugins: PluginHost, progress: Progress
 ) -> Steps[tuple[str, int]]:
     from omnireg.engine.stream import streaming
     from omnireg.engine.tensors import Settings
 
-    host.install()
+    plugins.install()
     settings = Settings(output.plan, ByteReader(), how.seed, how.device, how.allow_nonfinite)
     threads = how.threads or os.cpu_count() or 1
     with (
@@ -102,7 +102,7 @@ def _complete(
 
 
 def _run_mergekit(
-    output: Output, out: Path, how: Options, host: PluginHost, progress: Progress
+    output: Output, out: Path, how: Options, plugins: PluginHost, progress: Progress
 ) -> str:
     from omnireg.engine.mergekit import merge_with_mergekit
 
@@ -110,7 +110,7 @@ def _run_mergekit(
         staged = merge_with_mergekit(
             output,
             scratch,
-            host=host,
+            plugins=plugins,
             seed=how.seed,
             options=how.mergekit,
             allow_nonfinite=how.allow_nonfinite,
@@ -127,14 +127,14 @@ def _run_mergekit(
     return fingerprint(out, digests)
 
 
-def _run_mergekit_whole(planned: Plan, out: Path, how: Options, host: PluginHost) -> str:
+def _run_mergekit_whole(planned: Plan, out: Path, how: Options, plugins: PluginHost) -> str:
     from omnireg.engine.mergekit import merge_whole
 
     with appearing(out) as folder:
         merge_whole(
             planned,
             folder,
-            host=host,
+            plugins=plugins,
             seed=how.seed,
             options=how.mergekit,
             max_bytes=how.shard_bytes,

@@ -77,7 +77,7 @@ def mergekit_tools() -> dict[str, importlib.metadata.EntryPoint]:
     return {script.name.removeprefix("mergekit-"): script for script in scripts}
 
 
-def run_tool(tool: str, arguments: Sequence[str], host: PluginHost) -> None:
+def run_tool(tool: str, arguments: Sequence[str], plugins: PluginHost) -> None:
     """Run a command of mergekit in this process.
 
     Raises:
@@ -90,7 +90,7 @@ def run_tool(tool: str, arguments: Sequence[str], host: PluginHost) -> None:
             f"mergekit has no command {tool!r}{did_you_mean(tool, tools)}; it has"
             f" {', '.join(sorted(tools))}"
         )
-    host.install()
+    plugins.install()
     command = tools[tool].load()
     try:
         command.main(
@@ -111,7 +111,7 @@ def run_tool(tool: str, arguments: Sequence[str], host: PluginHost) -> None:
         raise MergeError(f"mergekit {tool}: {message}{'' if local else f' ({hint})'}") from exc
 
 
-def advise(tool: str, arguments: Sequence[str], host: PluginHost) -> Advice:
+def advise(tool: str, arguments: Sequence[str], plugins: PluginHost) -> Advice:
     """Look at what ``mergekit yaml CONFIG OUT`` is about to do.
 
     mergekit loses the language model of a multimodal host without an error, so hosts are warned
@@ -125,16 +125,16 @@ def advise(tool: str, arguments: Sequence[str], host: PluginHost) -> Advice:
         recipe, _ = read_recipe(Path(plain[0]))
     except ConfigError:
         return Advice()
-    warnings = [_warning(ref) for ref in recipe.references if _is_host(ref, host)]
-    return Advice((*warnings, *_slips(recipe, host)), _add_line(recipe, plain[1]))
+    warnings = [_warning(ref) for ref in recipe.references if _is_host(ref, plugins)]
+    return Advice((*warnings, *_slips(recipe, plugins)), _add_line(recipe, plain[1]))
 
 
-def _slips(recipe: Recipe, host: PluginHost) -> Iterator[str]:
+def _slips(recipe: Recipe, plugins: PluginHost) -> Iterator[str]:
     """Say what mergekit passes over, or looks for elsewhere."""
     for ref in recipe.references:
         if ("/" not in ref or ref[0] in "./~") and not Path(ref).expanduser().exists():
             yield f"there is no folder {ref}: mergekit looks for it on the Hub"
-    strategy = host.methods().get(recipe.merge_method)
+    strategy = plugins.methods().get(recipe.merge_method)
     if strategy is not None:
         try:
             check_parameters(recipe, strategy.load().spec, first_pass=True)
@@ -142,11 +142,11 @@ def _slips(recipe: Recipe, host: PluginHost) -> Iterator[str]:
             yield f"{exc}; mergekit may pass over that"
 
 
-def _is_host(ref: str, host: PluginHost) -> bool:
+def _is_host(ref: str, plugins: PluginHost) -> bool:
     if not Path(ref).is_dir():
         return False
     try:
-        layout = host.layouts.get(open_checkpoint(ref, weights=False).architecture)
+        layout = plugins.layouts.get(open_checkpoint(ref, weights=False).architecture)
     except CheckpointError:
         return False
     return bool(layout and layout.senses)

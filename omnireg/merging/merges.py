@@ -12,6 +12,7 @@ from omnireg.checkpoints.outputs import check_free
 from omnireg.engine.options import Options
 from omnireg.engine.running import check_fits, run
 from omnireg.engine.steps import Steps, finish, side_by_side
+from omnireg.moved import renamed
 from omnireg.package import fingerprint_of
 from omnireg.package.packager import write_package
 from omnireg.planning import Plan, Shape, plan
@@ -49,6 +50,7 @@ class Receipt:
         }
 
 
+@renamed(host="plugins")
 def merge(
     recipe: Recipe | Path | str,
     out: Path | str,
@@ -60,7 +62,7 @@ def merge(
     resume: bool = True,
     registry: "Registry | None" = None,
     record: bool = True,
-    host: PluginHost | None = None,
+    plugins: PluginHost | None = None,
     options: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,
     progress: Progress = silent,
@@ -77,7 +79,7 @@ def merge(
         resume: go on with an unfinished merge of the same recipe into the same folder.
         registry: where to record; the default registry when None.
         record: False leaves no trace in the registry.
-        host: plugins to use; all installed ones when None.
+        plugins: plugins to use; all installed ones when None.
         options: mergekit's own merge options by name.
         allow_nonfinite: merge inputs that hold NaN or Inf.
         progress: called with (stage, done, total, detail); bytes while a stage is "writing".
@@ -88,7 +90,7 @@ def merge(
     """
     how = Options(seed, threads, resume, allow_nonfinite, options or {})
     book = (registry or _default_registry()) if record else None
-    plugins = host or PluginHost()
+    plugins = plugins or PluginHost()
     return finish(_merging(recipe, Path(out), name, engine, how, book, plugins, progress))
 
 
@@ -101,6 +103,7 @@ class Job:
     name: str
 
 
+@renamed(host="plugins")
 def merge_together(
     jobs: Sequence[Job],
     *,
@@ -108,7 +111,7 @@ def merge_together(
     threads: int | None = None,
     registry: "Registry | None" = None,
     record: bool = True,
-    host: PluginHost | None = None,
+    plugins: PluginHost | None = None,
     progress: Progress = silent,
 ) -> list[Receipt]:
     """Merge several recipes of the same inputs side by side, see :func:`merge`.
@@ -121,7 +124,7 @@ def merge_together(
         OmniregError: one of them failed; what was finished of the others is kept for resuming.
     """
     book = (registry or _default_registry()) if record else None
-    plugins = host or PluginHost()
+    plugins = plugins or PluginHost()
     workers = max(1, (threads or os.cpu_count() or 1) // max(len(jobs), 1))
     how = Options(threads=workers)
     told = _Together(progress, len(jobs))
@@ -154,20 +157,20 @@ class _Together:
 
 def _merging(
     recipe: Recipe | Path | str, out: Path, name: str | None, engine: str, how: Options,
-    book: "Registry | None", host: PluginHost, progress: Progress,
+    book: "Registry | None", plugins: PluginHost, progress: Progress,
 ) -> Steps[Receipt]:  # fmt: skip
     parsed, text = as_recipe(recipe)
     if not (book and contents.is_told(out)):
         check_free(out)
     chosen = name if name is not None else parsed.omnireg.name or out.name
     if book:
-        strategy = host.strategies.get(parsed.merge_method)
+        strategy = plugins.strategies.get(parsed.merge_method)
         plugin = strategy.origin.file_version if strategy else None
         book.check_name_free(chosen, recipe_digest=parsed.digest, plugin=plugin)
     if any(not Path(ref).expanduser().exists() for ref in parsed.references):
         # whether everything fits is known from headers, before a byte of weights is fetched
-        plan(parsed, host, engine=engine, weights=False)
-    planned = plan(parsed, host, engine=engine)
+        plan(parsed, plugins, engine=engine, weights=False)
+    planned = plan(parsed, plugins, engine=engine)
     check_fits(planned)
     for model in filter(None, (planned.reference, planned.host)):
         _ = model.checkpoint.side_files  # what is there now is copied at the end, or missed
@@ -182,8 +185,8 @@ def _merging(
     try:
         how.apply()
         if made is None and planned.shape is Shape.PACKAGE:
-            made = write_package(planned, out, how, host, progress)
-        fingerprint, resumed = made or (yield from run(planned, out, how, host, progress))
+            made = write_package(planned, out, how, plugins, progress)
+        fingerprint, resumed = made or (yield from run(planned, out, how, plugins, progress))
         if book:
             progress("recording", 0, 1, "")
             recording.finish(book, run_id, chosen, planned, out, fingerprint)

@@ -12,6 +12,7 @@ from omnireg.checkpoints import contents
 from omnireg.checkpoints.checkpoint import open_checkpoint
 from omnireg.errors import CheckpointError, ConfigError, RegistryError
 from omnireg.merging.merges import merge
+from omnireg.moved import renamed
 from omnireg.package import fingerprint_of
 from omnireg.planning.parameters import relocated
 from omnireg.plugins.host import PluginHost
@@ -52,12 +53,13 @@ class Verdict:
         }
 
 
+@renamed(host="plugins")
 def verify(
     book: Registry,
     name: str,
     *,
     rerun: bool = False,
-    host: PluginHost | None = None,
+    plugins: PluginHost | None = None,
     progress: Progress = silent,
 ) -> Verdict:
     """Compare a checkpoint with its record: all its files read anew, or merged from its inputs.
@@ -76,7 +78,7 @@ def verify(
     other: str | None = None
     changed: tuple[str, ...] = ()
     if rerun:
-        plugins = host or PluginHost()
+        plugins = plugins or PluginHost()
         run = _run_of(book, record)
         other = _other_plugin(run, plugins)
         found = _merged_again(book, record, run, plugins, progress)
@@ -114,9 +116,9 @@ def changes(record: Record, folder: Path, *, fresh: bool = False) -> Iterator[st
         yield from contents.differences(folder, told.files, fresh=fresh)
 
 
-def _other_plugin(run: Run, host: PluginHost) -> str | None:
+def _other_plugin(run: Run, plugins: PluginHost) -> str | None:
     """Say that a single-file plugin is not the one that a run was made with."""
-    strategy = host.strategies.get(str(run.strategy))
+    strategy = plugins.strategies.get(str(run.strategy))
     now = strategy.origin.file_version if strategy else None
     if now is None or now == run.strategy_version:
         return None
@@ -162,10 +164,10 @@ def _problems_of(record: Record, folder: Path) -> Iterator[str]:
 
 
 def _merged_again(
-    book: Registry, record: Record, run: Run, host: PluginHost, progress: Progress
+    book: Registry, record: Record, run: Run, plugins: PluginHost, progress: Progress
 ) -> str:
     told = _told(record)
-    recipe = _relocated(parse_recipe(run.recipe_text or ""), told.parents, book, host)
+    recipe = _relocated(parse_recipe(run.recipe_text or ""), told.parents, book, plugins)
     options = told.options
     with tempfile.TemporaryDirectory(prefix="omnireg-verify-") as scratch:
         receipt = merge(
@@ -174,7 +176,7 @@ def _merged_again(
             engine=run.engine or "auto",
             seed=run.seed or 0,
             record=False,
-            host=host,
+            plugins=plugins,
             options={"out_shard_size": options.get("shard_bytes"), "device": options.get("device")},
             allow_nonfinite=bool(options.get("allow_nonfinite")),
             progress=progress,
@@ -208,11 +210,11 @@ def _told(record: Record) -> contents.Told:
 
 
 def _relocated(
-    recipe: Recipe, parents: list[contents.Parent], book: Registry, host: PluginHost
+    recipe: Recipe, parents: list[contents.Parent], book: Registry, plugins: PluginHost
 ) -> Recipe:
     """Return the recipe with every reference replaced by where its bytes lie today."""
     places = {parent.ref: _place(parent, book) for parent in parents}
-    strategy = host.methods().get(recipe.merge_method)
+    strategy = plugins.methods().get(recipe.merge_method)
     if strategy is None:
         raise ConfigError(
             f"{recipe.merge_method!r} is no strategy here: install the plugin that it came from, or"

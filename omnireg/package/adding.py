@@ -17,6 +17,7 @@ from omnireg.checkpoints.outputs import appearing
 from omnireg.engine.options import Options
 from omnireg.engine.running import check_fits
 from omnireg.errors import ConfigError
+from omnireg.moved import renamed
 from omnireg.package import Package, fingerprint_of
 from omnireg.package.extracting import extract
 from omnireg.package.packager import write_package
@@ -26,6 +27,7 @@ from omnireg.progress import Progress, silent
 from omnireg.recipe import Recipe
 
 
+@renamed(host="plugins")
 def add(
     package: Package,
     ref: str,
@@ -33,7 +35,7 @@ def add(
     out: Path,
     *,
     parameters: Mapping[str, Any] | None = None,
-    host: PluginHost | None = None,
+    plugins: PluginHost | None = None,
     progress: Progress = silent,
 ) -> str:
     """Write a package that holds one more model into the new folder ``out``.
@@ -44,7 +46,7 @@ def add(
         modality: what it stands for; no modality of the package.
         out: folder to create.
         parameters: ``density`` and ``mask_lambda`` of the new model; the package's when absent.
-        host: plugins to use; all installed ones when None.
+        plugins: plugins to use; all installed ones when None.
         progress: called with (stage, done, total, detail).
 
     Returns:
@@ -69,7 +71,7 @@ def add(
             places = {name: scratch / name for name in package.models}
             for name, place in places.items():
                 extract(package, name, place, progress)
-            plugins = host or PluginHost()
+            plugins = plugins or PluginHost()
             trims = _trims(package, plugins)
             recipe = _recipe(package, places, ref, modality, parameters or {}, trims=trims)
             planned = plan(recipe, plugins, engine="stream")
@@ -83,13 +85,13 @@ def add(
     return Package(out).fingerprint
 
 
-def _trims(package: Package, host: PluginHost) -> bool:
+def _trims(package: Package, plugins: PluginHost) -> bool:
     """Whether the package's merge method keeps only a density of each task vector.
 
     Raises:
         ConfigError: the method is not installed.
     """
-    found = host.methods().get(package.strategy)
+    found = plugins.methods().get(package.strategy)
     if found is None:
         raise ConfigError(
             f"{package.folder} was merged with {package.strategy!r}, which is not installed:"

@@ -221,7 +221,7 @@ class Packager:
 
 
 def write_package(
-    planned: Plan, out: Path, how: Options, host: PluginHost, progress: Progress
+    planned: Plan, out: Path, how: Options, plugins: PluginHost, progress: Progress
 ) -> tuple[str, int]:
     """Write a package; return its fingerprint and how many files were kept of an earlier run.
 
@@ -231,7 +231,7 @@ def write_package(
     """
     if planned.engine is Engine.MERGEKIT:
         raise ConfigError("only the stream engine writes packages; use --engine auto")
-    host.install()
+    plugins.install()
     output = Output(planned, how.shard_bytes)
     settings = Settings(
         planned, ByteReader(), how.seed, how.device, how.allow_nonfinite, side_outputs=True

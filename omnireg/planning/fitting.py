@@ -12,6 +12,7 @@ from omnireg.checkpoints.loading import check_complete
 from omnireg.checkpoints.shards import FLOATS
 from omnireg.errors import CheckpointError, ConfigError, PlanError, did_you_mean
 from omnireg.hookspecs import PROJECT
+from omnireg.moved import renamed
 from omnireg.planning.packages import check_one_dtype, check_package, senses_of
 from omnireg.planning.parameters import check_parameters, idle_filters, same_place
 from omnireg.planning.plans import DTYPES, Engine, Input, Plan, Shape
@@ -21,9 +22,10 @@ from omnireg.recipe import Output, Recipe, as_recipe
 Opening = Callable[[str], LanguageModel]
 
 
+@renamed(host="plugins")
 def plan(
     recipe: Recipe | Path | str,
-    host: PluginHost | None = None,
+    plugins: PluginHost | None = None,
     *,
     engine: str = "auto",
     weights: bool = True,
@@ -32,7 +34,7 @@ def plan(
 
     Args:
         recipe: a recipe, the path of one, or its YAML text.
-        host: plugins to use; all installed ones when None.
+        plugins: plugins to use; all installed ones when None.
         engine: ``stream``, ``mergekit``, or ``auto``: stream for all that it can plan.
         weights: fetch the weights of inputs on the Hub; else headers alone, which are enough to
             know whether they fit, not to merge.
@@ -43,8 +45,8 @@ def plan(
         PlanError: the inputs do not fit together.
     """
     recipe, _ = as_recipe(recipe)
-    host = host or PluginHost()
-    strategy = _strategy(recipe, host)
+    plugins = plugins or PluginHost()
+    strategy = _strategy(recipe, plugins)
     spec = strategy.load().spec
     reasons = what_only_mergekit_plans(recipe)
     chosen = _engine(engine, reasons)
@@ -52,7 +54,7 @@ def plan(
     _check_inputs(recipe, strategy)
     surveys = chosen is Engine.STREAM and hasattr(strategy.load(), "survey")
     check_parameters(recipe, spec, first_pass=surveys)
-    opened = partial(open_model, host=host, weights=weights)
+    opened = partial(open_model, plugins=plugins, weights=weights)
     if reasons:
         return _left_to_mergekit(recipe, strategy, opened)
     models = {ref: opened(ref) for ref in recipe.references}
@@ -170,7 +172,7 @@ def _check_same_parts(inputs: tuple[Input, ...]) -> None:
             )
 
 
-def open_model(ref: str, host: PluginHost, *, weights: bool = True) -> LanguageModel:
+def open_model(ref: str, plugins: PluginHost, *, weights: bool = True) -> LanguageModel:
     """Open a checkpoint, make sure it is complete, and find its language model.
 
     Without ``weights`` only the headers of a checkpoint on the Hub are fetched.
@@ -182,7 +184,7 @@ def open_model(ref: str, host: PluginHost, *, weights: bool = True) -> LanguageM
     checkpoint = open_checkpoint(ref, weights=weights, headers=not weights)
     _refuse_quantised(checkpoint)
     check_complete(checkpoint)
-    return find_language_model(checkpoint, host.layouts)
+    return find_language_model(checkpoint, plugins.layouts)
 
 
 def _refuse_quantised(checkpoint: Checkpoint) -> None:
@@ -201,12 +203,12 @@ def _order(recipe: Recipe) -> list[str]:
     return [*listed, *([recipe.base_model] if unlisted and recipe.base_model else [])]
 
 
-def _strategy(recipe: Recipe, host: PluginHost) -> Strategy:
-    methods = host.methods()
+def _strategy(recipe: Recipe, plugins: PluginHost) -> Strategy:
+    methods = plugins.methods()
     found = methods.get(recipe.merge_method)
     if found is None:
-        broken = "; ".join(f"{p.origin.distribution}: {p.error}" for p in host.broken())
-        off = ", ".join(host.disabled)
+        broken = "; ".join(f"{p.origin.distribution}: {p.error}" for p in plugins.broken())
+        off = ", ".join(plugins.disabled)
         raise ConfigError(
             f"unknown merge_method {recipe.merge_method!r}"
             f"{did_you_mean(recipe.merge_method, methods)}; see: omnireg strategies"

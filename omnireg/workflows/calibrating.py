@@ -122,18 +122,18 @@ def calibrate(
         raise ConfigError(
             f"{parsed.merge_method} has no masks to calibrate; merge_method: mmer has"
         )
-    host = plugins or PluginHost()
+    plugins = plugins or PluginHost()
     data = parsed.model_dump(exclude_unset=True)
     data["omnireg"] = {**data.get("omnireg", {}), "output": "package", "base": "reference"}
     trial = Recipe.model_validate(data)
     settings = list(points(grid or _defaults(parsed)))
-    planned = plan(with_parameters(trial, settings[0]), host)
+    planned = plan(with_parameters(trial, settings[0]), plugins)
     if score is None:
         chosen = str(Criterion(by)) if by in list(Criterion) else _no_criterion(by)
         trials = _by_weights(planned, trial, settings, chosen, sample, progress)
     else:
         chosen = score_name
-        trials = _by_score(trial, settings, score, score_name, surface, host, progress)
+        trials = _by_score(trial, settings, score, score_name, surface, plugins, progress)
     return _choose(parsed, planned, trials, chosen)
 
 
@@ -175,7 +175,7 @@ def _names(planned: Plan) -> dict[str, str]:
 
 def _by_score(
     recipe: Recipe, settings: Sequence[Mapping[str, Any]], score: Score, by: str,
-    surface: Path | None, host: PluginHost, progress: Progress,
+    surface: Path | None, plugins: PluginHost, progress: Progress,
 ) -> list[Trial]:  # fmt: skip
     from omnireg.merging import merge
 
@@ -190,7 +190,7 @@ def _by_score(
             continue
         with tempfile.TemporaryDirectory(prefix="omnireg-calibrate-") as folder:
             out = Path(folder) / "package"
-            merge(made, out, record=False, host=host)
+            merge(made, out, record=False, plugins=plugins)
             trials.append(Trial(point, numbers(score(out))))
         check_alike(trials[0], trials[-1])
         book.note(made.digest, trials[-1])

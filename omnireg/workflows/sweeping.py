@@ -155,9 +155,9 @@ def preview(
         EvaluationError: the points cannot be measured as ``measuring`` says.
         OmniregError: the recipe's inputs do not fit together.
     """
-    host, keep = plugins or PluginHost(), _keep(keep)
+    plugins, keep = plugins or PluginHost(), _keep(keep)
     if measuring is not None:
-        _evaluators(measuring, keep, host)
+        _evaluators(measuring, keep, plugins)
     place = nearest(out)
     if not place.is_dir():
         raise ConfigError(f"cannot make the folder {out}: {place} is in the way; name another")
@@ -167,7 +167,7 @@ def preview(
         raise ConfigError("nothing varies: give --grid P=a,b,c or --grid P=start:stop:step")
     parsed, _ = as_recipe(recipe)
     settings = list(points(grid))
-    plans = [plan(with_parameters(parsed, point), host) for point in settings]
+    plans = [plan(with_parameters(parsed, point), plugins) for point in settings]
     first = plans[0]
     sized = not first.planned_by_mergekit and first.shape is not Shape.PACKAGE
     size = Files(first, SHARD_BYTES).size if sized else 0
@@ -223,17 +223,17 @@ def sweep(
         ConfigError: see :func:`preview`; or ``keep`` asks for scores where there are none.
         OmniregError: a point could not be merged or measured; what was finished stays.
     """
-    host, how, keep = plugins or PluginHost(), measuring or Measuring(), _keep(keep)
-    evaluators = _evaluators(how, keep, host)
+    plugins, how, keep = plugins or PluginHost(), measuring or Measuring(), _keep(keep)
+    evaluators = _evaluators(how, keep, plugins)
     parsed, _ = as_recipe(recipe)
     seen = preview(
-        parsed, grid, out, prefix=prefix, keep=keep, together=together, plugins=host
+        parsed, grid, out, prefix=prefix, keep=keep, together=together, plugins=plugins
     )  # fmt: skip
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ConfigError(f"cannot make the folder {out}: {exc.strerror}; name another") from exc
-    work = _Work(how, evaluators, book or Registry(), host, threads, progress)
+    work = _Work(how, evaluators, book or Registry(), plugins, threads, progress)
     notebook = Notebook(out / TRIALS, how.by)
     at = dict(zip(seen.names, points(grid), strict=True))
     jobs = {
@@ -266,7 +266,7 @@ class _Work:
     how: Measuring
     evaluators: Assigned
     book: Registry
-    host: PluginHost
+    plugins: PluginHost
     threads: int | None
     progress: Callable[..., None]
 
@@ -274,7 +274,7 @@ class _Work:
         """Merge what is not there yet, and return the fingerprints."""
         missing = [job for job in jobs if not job.out.is_dir()]
         receipts = merge_together(
-            missing, registry=self.book, host=self.host, threads=self.threads,
+            missing, registry=self.book, plugins=self.plugins, threads=self.threads,
             progress=self.progress,
         )  # fmt: skip
         found = {job.name: r.fingerprint for job, r in zip(missing, receipts, strict=True)}
@@ -313,7 +313,7 @@ def _keep(keep: Keep | str) -> Keep:
     return Keep(keep)
 
 
-def _evaluators(how: Measuring, keep: Keep, host: PluginHost) -> Assigned:
+def _evaluators(how: Measuring, keep: Keep, plugins: PluginHost) -> Assigned:
     """Return who measures what, having read files of items, before anything is merged.
 
     Raises:
@@ -322,7 +322,7 @@ def _evaluators(how: Measuring, keep: Keep, host: PluginHost) -> Assigned:
     """
     if not how.by and keep is not Keep.ALL:
         raise ConfigError("without scores no point is the best; give --tasks, or keep all")
-    chosen = assigned(how.tasks, how.evaluator, host) if how.tasks else ()
+    chosen = assigned(how.tasks, how.evaluator, plugins) if how.tasks else ()
     for evaluator, tasks in chosen:
         if evaluator.name == GENERATIVE:
             read_tasks(tasks, how.conduct)

@@ -83,8 +83,8 @@ def main(engine: str, recipe: str, out: str, threads: str) -> None:
         from omnireg.plugins.host import PluginHost
         from omnireg.strategies.kernels.formats import all_finite
 
-        host = PluginHost()
-        host.methods()
+        plugins = PluginHost()
+        plugins.methods()
         # the first compiled call imports most of numba
         all_finite(0, np.zeros(1, np.uint16).ctypes.data, 1)
         shutil.rmtree(out, ignore_errors=True)
@@ -94,7 +94,12 @@ def main(engine: str, recipe: str, out: str, threads: str) -> None:
             passes(recipe)
         else:
             omnireg.merge(
-                Path(recipe), out, engine=engine, threads=int(threads), record=False, host=host
+                Path(recipe),
+                out,
+                engine=engine,
+                threads=int(threads),
+                record=False,
+                plugins=plugins,
             )
     seconds = time.perf_counter() - began
     sys.stdout.write(json.dumps({"seconds": seconds, "private_bytes": peak.value}) + "\n")

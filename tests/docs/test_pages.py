@@ -133,9 +133,9 @@ def grafted(folder: Path) -> None:
 
     merged(folder)
     shutil.copy(folder / "registry.db", folder / "team.db")
-    host = PluginHost()
-    words = open_model(str(folder / "omni"), host)
-    graft(words, open_model(str(folder / "family/video"), host), folder / "omni-in-video")
+    plugins = PluginHost()
+    words = open_model(str(folder / "omni"), plugins)
+    graft(words, open_model(str(folder / "family/video"), plugins), folder / "omni-in-video")
 
 
 def package(folder: Path) -> None:

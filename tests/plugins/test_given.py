@@ -222,10 +222,10 @@ def test_a_layout_of_wrong_values_is_broken(
     head = "from omnireg import HostLayout, Sense, hookimpl\n@hookimpl\n"
     body = f"def omnireg_register_hosts(register): register({layout})"
     distribution(site, NAME, head + body)
-    host = PluginHost()
+    plugins = PluginHost()
     assert said in caplog.text
-    assert "Mine" not in host.layouts
-    assert "LlavaForConditionalGeneration" in host.layouts
+    assert "Mine" not in plugins.layouts
+    assert "LlavaForConditionalGeneration" in plugins.layouts
 
 
 @given(_anything, _anything, _anything)

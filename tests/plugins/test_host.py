@@ -58,24 +58,24 @@ def good(site: Path, name: str, strategy: str) -> None:
 
 def test_built_ins_enter_through_the_same_hooks() -> None:
     """Four strategies and the host classes come from omnireg's own entry points."""
-    host = PluginHost()
-    own = [s.name for s in host.strategies.values() if s.origin.distribution == "omnireg"]
+    plugins = PluginHost()
+    own = [s.name for s in plugins.strategies.values() if s.origin.distribution == "omnireg"]
     assert own == ["average", "delta_weighted", "omni_ties", "mmer"]
-    assert "Qwen2AudioForConditionalGeneration" in host.layouts
-    assert all(plugin.status is Status.OK for plugin in host.plugins)
+    assert "Qwen2AudioForConditionalGeneration" in plugins.layouts
+    assert all(plugin.status is Status.OK for plugin in plugins.plugins)
 
 
 def test_a_strangers_strategy_and_host_class_are_found(site: Path) -> None:
     """An installed distribution adds a strategy and a host layout, with its provenance."""
     good(site, "omnireg-first", "first")
-    host = PluginHost()
-    assert host.strategies["first"].origin.distribution == "omnireg-first"
-    assert host.strategies["first"].origin.version == "1.0"
-    assert host.strategies["first"].load().spec.name == "first"
-    assert host.layouts["firstForConditionalGeneration"].carried == ("lidar.*",)
-    host.install()
-    host.install()
-    assert "first" in host.methods()
+    plugins = PluginHost()
+    assert plugins.strategies["first"].origin.distribution == "omnireg-first"
+    assert plugins.strategies["first"].origin.version == "1.0"
+    assert plugins.strategies["first"].load().spec.name == "first"
+    assert plugins.layouts["firstForConditionalGeneration"].carried == ("lidar.*",)
+    plugins.install()
+    plugins.install()
+    assert "first" in plugins.methods()
 
 
 @pytest.mark.parametrize(
@@ -114,12 +114,12 @@ def test_a_broken_plugin_is_listed_warned_about_once_and_harms_nobody(
     """The others load; the broken one says why and registers nothing."""
     distribution(site, "omnireg-broken", source)
     good(site, "omnireg-second", "second")
-    host = PluginHost()
-    (plugin,) = host.broken()
+    plugins = PluginHost()
+    (plugin,) = plugins.broken()
     assert plugin.origin.distribution == "omnireg-broken"
     assert reason in str(plugin.error)
-    assert {"second", "mmer"} <= set(host.strategies)
-    assert "half" not in host.strategies
+    assert {"second", "mmer"} <= set(plugins.strategies)
+    assert "half" not in plugins.strategies
     assert len([r for r in caplog.records if "omnireg-broken" in r.message]) == 1
 
 
@@ -129,15 +129,15 @@ def test_a_strategy_that_cannot_be_imported_harms_nobody_else(
     """Lazily registered and broken: the others are installed and listed; asking for it fails."""
     good(site, "omnireg-hollow", "hollow")
     (site / "omnireg_hollow_impl.py").write_text("raise RuntimeError('hollow')")
-    host = PluginHost()
-    host.install()
+    plugins = PluginHost()
+    plugins.install()
     assert "hollow" in caplog.text
     listed = {entry["name"]: entry for entry in json.loads(run("strategies", "--json").out)}
     assert listed["mmer"]["status"] == "ok"
     assert listed["hollow"]["status"] == "broken"
     assert "RuntimeError: hollow" in listed["hollow"]["error"]
     with pytest.raises(PluginError, match="of omnireg-hollow cannot be imported"):
-        host.strategies["hollow"].load()
+        plugins.strategies["hollow"].load()
 
 
 def test_a_name_clash_names_both_distributions(site: Path) -> None:
@@ -166,11 +166,11 @@ def test_third_party_plugins_can_be_turned_off(
     """By name or all of them; the built-in ones stay."""
     good(site, "omnireg-third", "third")
     monkeypatch.setenv(DISABLE_VARIABLE, value)
-    host = PluginHost()
-    assert "third" not in host.strategies
-    assert "mmer" in host.strategies
+    plugins = PluginHost()
+    assert "third" not in plugins.strategies
+    assert "mmer" in plugins.strategies
     with pytest.raises(ConfigError, match=f"{DISABLE_VARIABLE} turns off .*omnireg-third"):
-        plan("merge_method: third\nmodels: [{model: a}, {model: b}]", host)
+        plan("merge_method: third\nmodels: [{model: a}, {model: b}]", plugins)
 
 
 def test_a_single_file_plugin_is_known_by_its_digest(tmp_path: Path) -> None:
@@ -181,9 +181,9 @@ def test_a_single_file_plugin_is_known_by_its_digest(tmp_path: Path) -> None:
         + IMPLEMENTATION.format(strategy="mine")
         + "\n@hookimpl\ndef omnireg_register_strategies(register): register(METHOD)\n"
     )
-    host = PluginHost()
-    host.load_file(file)
-    assert host.strategies["mine"].origin.version.startswith("sha256:")
+    plugins = PluginHost()
+    plugins.load_file(file)
+    assert plugins.strategies["mine"].origin.version.startswith("sha256:")
     file.write_text("import nothing_of_that_name")
     with pytest.raises(PluginError, match="is broken: ModuleNotFoundError"):
         PluginHost().load_file(file)
@@ -293,9 +293,9 @@ def test_a_method_built_anew_is_not_a_clash(site: Path) -> None:
     """A hook that makes its method at every call, in two hosts of one process."""
     distribution(site, "omnireg-fresh", FRESH)
     for _ in range(2):
-        host = PluginHost()
-        host.install()
-        assert host.methods()["fresh"].origin.distribution == "omnireg-fresh"
+        plugins = PluginHost()
+        plugins.install()
+        assert plugins.methods()["fresh"].origin.distribution == "omnireg-fresh"
 
 
 FILE = """
@@ -319,10 +319,10 @@ def omnireg_register_strategies(register):
 def with_file(file: Path, name: str, factor: float) -> PluginHost:
     """Write a plugin file, and return a host that loaded and installed it."""
     file.write_text(FILE.format(name=name, factor=factor))
-    host = PluginHost()
-    host.load_file(file)
-    host.install()
-    return host
+    plugins = PluginHost()
+    plugins.load_file(file)
+    plugins.install()
+    return plugins
 
 
 def test_an_edited_file_is_what_merges(tmp_path: Path) -> None:

@@ -106,9 +106,9 @@ def test_a_broken_strategy_with_a_name_of_mergekits_is_passed_over(site: Path) -
     """Mergekit's own stays what the name means."""
     distribution(site, NAME, MODULE.replace('"troubled"', '"linear"'))
     (site / "omnireg_troubled_impl.py").write_text("raise SystemExit")
-    host = PluginHost()
-    host.install()
-    assert host.methods()["linear"].origin.distribution == "mergekit"
+    plugins = PluginHost()
+    plugins.install()
+    assert plugins.methods()["linear"].origin.distribution == "mergekit"
 
 
 @pytest.mark.parametrize(
@@ -185,11 +185,11 @@ def test_damaged_metadata_break_one_distribution(
         (folder / "entry_points.txt").write_bytes(entries)
         if metadata:
             (folder / "METADATA").write_bytes(metadata)
-    host = PluginHost()
-    assert [p.origin.distribution for p in host.broken()] == ["damaged0", "damaged1", "damaged2"]
-    assert all("install it again" in str(plugin.error) for plugin in host.broken())
+    plugins = PluginHost()
+    assert [p.origin.distribution for p in plugins.broken()] == ["damaged0", "damaged1", "damaged2"]
+    assert all("install it again" in str(plugin.error) for plugin in plugins.broken())
     assert "damaged3" not in caplog.text
-    assert "mmer" in host.strategies
+    assert "mmer" in plugins.strategies
 
 
 def test_the_first_of_two_versions_counts(site: Path) -> None:

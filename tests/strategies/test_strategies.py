@@ -422,9 +422,9 @@ def test_one_model_is_not_enough_to_average() -> None:
 
 def test_registration_is_idempotent_and_every_method_is_documented() -> None:
     """Installing twice changes nothing; names, references and descriptions are there."""
-    host = PluginHost()
-    host.install()
-    host.install()
+    plugins = PluginHost()
+    plugins.install()
+    plugins.install()
     for name, method in METHODS.items():
         assert get(name) is method
         assert method.spec.pretty_name
