@@ -208,14 +208,23 @@ def _walk(where: str, node: Any) -> Iterator[tuple[str, Parameters]]:
 def as_recipe(recipe: Recipe | Path | str) -> tuple[Recipe, str]:
     """Return a recipe, given itself, the path of one or its YAML text, with the text.
 
+    A string of one line without a key, such as ``"omni.yml"``, is a path.
+
     Raises:
         ConfigError: the file cannot be read, or it is not a recipe.
     """
     if isinstance(recipe, Recipe):
         return recipe, recipe.model_dump_json(exclude_none=True)
+    if isinstance(recipe, str) and not _is_yaml(recipe):
+        recipe = Path(recipe)
     if isinstance(recipe, Path):
         return read_recipe(recipe)
     return parse_recipe(recipe), recipe
+
+
+def _is_yaml(text: str) -> bool:
+    """Whether a string can be a recipe's text, which is a mapping; no path looks like one."""
+    return any(mark in text for mark in ("\n", ": ", "{")) or not text.strip()
 
 
 def read_recipe(source: Path) -> tuple[Recipe, str]:

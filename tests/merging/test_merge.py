@@ -188,6 +188,16 @@ def test_biases_that_one_host_lacks_are_merged_from_the_rest(here: Path) -> None
     assert torch.equal(zoo.read_weights(here / "out2")[bias], models["base"][bias])
 
 
+def test_a_path_may_be_a_string(here: Path) -> None:
+    """Of the recipe as of the folder; a file that is not there is told as one."""
+    text = recipe("average", "audio", "video")
+    (here / "r.yml").write_text(text)
+    found = omnireg.merge("r.yml", "out", record=False)
+    assert found.fingerprint == omnireg.merge(text, "again", record=False).fingerprint
+    with pytest.raises(ConfigError, match=r"rr\.yml: No such file"):
+        omnireg.merge("rr.yml", "more", record=False)
+
+
 def test_the_same_recipe_writes_the_same_bytes(here: Path) -> None:
     """Two runs, one fingerprint; the recipe's digest ignores name and notes."""
     text = recipe("omni_ties", "image", "audio")
