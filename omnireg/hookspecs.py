@@ -181,8 +181,8 @@ class Conduct:
         device: where to compute.
         dtype: what to compute in; what the checkpoint is stored in when None.
         batch_size: how many items at once.
-        max_new_tokens: where an answer ends; what the evaluator takes for enough when None.
-        seed: of whatever is drawn; what the evaluator takes when None.
+        max_new_tokens: the longest answer, in tokens; the evaluator's default when None.
+        seed: of random numbers; the evaluator's default when None.
         tick: called with (stage, done, total).
     """
 

@@ -65,7 +65,7 @@ class Species:
     Attributes:
         base: the text class its language model is one of.
         config: keyword arguments of the config class, from those of its text config.
-        media: names of the inputs that hold pictures, films or sounds.
+        media: names of the inputs that hold pictures, videos or sounds.
         forms: on-disk forms that only this class has, see :data:`FORMS`.
     """
 

@@ -123,7 +123,7 @@ def _draw_shift(found: "Shift", path: Path) -> None:
 @click.option("--chat-template/--no-chat-template", default=None,
               help="Put prompts into the chat template [default: if there is one].")  # fmt: skip
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=8, show_default=True,
-              help="Where an answer ends.")  # fmt: skip
+              help="Longest answer, in tokens.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True,
               help="Questions at once.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="Where to compute.")

@@ -37,7 +37,7 @@ _SHOWN = 10
     help="Score a package ({} is its folder): print a number, or a JSON object by modality.",
 )
 @click.option("--tasks", metavar="T,…", help="Score by tasks, as omnireg eval does.")
-@click.option("--evaluator", metavar="NAME", help="Who measures them.")
+@click.option("--evaluator", metavar="NAME", help="Evaluator to use for --tasks.")
 @click.option("--out", type=TextFile(), help="Write the chosen recipe here; - is stdout.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw a heat map here.")
 @click.option(

@@ -43,9 +43,9 @@ def conduct_options(command: F) -> F:
             help="Items at once.",
         ),
         click.option(
-            "--max-new-tokens", type=click.IntRange(min=1), help="Where an answer ends."
+            "--max-new-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens."
         ),
-        click.option("--seed", type=click.IntRange(min=0), help="Of whatever is drawn."),
+        click.option("--seed", type=click.IntRange(min=0), help="Seed of random numbers."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -67,7 +67,7 @@ def listed(tasks: str | None) -> list[str]:
 @click.command("eval")
 @click.argument("name")
 @click.option("--tasks", required=True, metavar="T,…", help="Tasks, and files of items (.jsonl).")
-@click.option("--evaluator", metavar="NAME", help="Who measures [default: told from the task].")
+@click.option("--evaluator", metavar="NAME", help="Evaluator to use [default: chosen by task].")
 @click.option("--ability", help="What the tasks are about, such as reasoning.")
 @conduct_options
 @common_options
@@ -79,7 +79,7 @@ def eval_command(
     """Measure NAME and record its scores.
 
     A task is one of lm-evaluation-harness, or a file of items that ends in .jsonl: prompts with
-    pictures, sounds and films, and their answers. Hosts and packages are measured as well.
+    images, audio and video, and their answers. Hosts and packages are measured as well.
     """
     from omnireg.workflows.evaluating import evaluate
 

@@ -168,7 +168,7 @@ def add_command(
 @click.option("--prompt", required=True, help="What to ask.")
 @click.option("--image", multiple=True, type=_FILE, help="A picture.")
 @click.option("--audio", multiple=True, type=_FILE, help="A sound: WAV.")
-@click.option("--video", multiple=True, type=_FILE, help="A film: GIF, a folder of pictures, .npy.")
+@click.option("--video", multiple=True, type=_FILE, help="A video: GIF, a folder of images, .npy.")
 @click.option(
     "--media", multiple=True, metavar="MODALITY=FILE", help="A medium of any other modality."
 )

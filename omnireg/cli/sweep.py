@@ -30,7 +30,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--grid", multiple=True, metavar="P=…", required=True,
               help="Values to try: P=a,b,c or P=start:stop:step.")  # fmt: skip
 @click.option("--tasks", metavar="T,…", help="Score points by tasks, as omnireg eval does.")
-@click.option("--evaluator", metavar="NAME", help="Who measures them.")
+@click.option("--evaluator", metavar="NAME", help="Evaluator to use for --tasks.")
 @click.option("--score-command", metavar="CMD",
               help="Score a folder ({}): print a number, or a JSON object.")  # fmt: skip
 @click.option("--out", type=_FILE, help="A folder for all of it [default: sweep-CONFIG].")

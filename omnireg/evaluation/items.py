@@ -23,7 +23,7 @@ from omnireg.errors import EvaluationError, did_you_mean
 
 @dataclass(frozen=True, eq=False)
 class Medium:
-    """A picture, a sound or a film: a file, or what a file would hold."""
+    """An image, a sound or a video: a file, or what a file would hold."""
 
     modality: str
     content: Any

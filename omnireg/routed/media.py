@@ -1,4 +1,4 @@
-"""Pictures, sounds and films out of files."""
+"""Images, audio and video out of files."""
 
 import wave
 from pathlib import Path
@@ -12,22 +12,22 @@ from omnireg.errors import ConfigError
 Array = np.ndarray[Any, Any]
 
 
-def picture(medium: Any) -> Image.Image:
-    """Return a picture in RGB, of an array or of a picture in any mode."""
+def rgb_image(medium: Any) -> Image.Image:
+    """Return an image in RGB, from an array or an image in any mode."""
     found = medium if isinstance(medium, Image.Image) else Image.fromarray(np.asarray(medium))
     return found.convert("RGB")
 
 
-def film(medium: Any) -> Array:
-    """Return a film as (frames, height, width, 3), of frames of any kind."""
-    frames = [np.asarray(picture(frame)) for frame in medium]
+def video_frames(medium: Any) -> Array:
+    """Return a video as (frames, height, width, 3), of frames of any kind."""
+    frames = [np.asarray(rgb_image(frame)) for frame in medium]
     if not frames:
         raise ValueError("it has no frames")
     return np.stack(frames)
 
 
-def read_picture(path: Path) -> Image.Image:
-    """Read a picture of any format that Pillow knows.
+def read_image(path: Path) -> Image.Image:
+    """Read an image of any format that Pillow knows.
 
     Raises:
         ConfigError: it cannot be read.
@@ -36,10 +36,10 @@ def read_picture(path: Path) -> Image.Image:
         with Image.open(path) as opened:
             return opened.convert("RGB")
     except (OSError, UnidentifiedImageError) as exc:
-        raise ConfigError(f"cannot read {path} as a picture: {exc}") from exc
+        raise ConfigError(f"cannot read {path} as an image: {exc}") from exc
 
 
-def read_sound(path: Path, rate: int) -> Array:
+def read_audio(path: Path, rate: int) -> Array:
     """Read a WAV file as one waveform of so many samples per second, between -1 and 1.
 
     Raises:
@@ -70,23 +70,23 @@ def _resampled(sound: Array, rate: int, found: int) -> Array:
     return made
 
 
-def read_film(path: Path) -> Array:
-    """Read a film: an animated picture, a folder of pictures by name, or an array (``.npy``).
+def read_video(path: Path) -> Array:
+    """Read a video: an animated image, a folder of images by name, or an array (``.npy``).
 
     Raises:
         ConfigError: it is none of them.
     """
     try:
         if path.is_dir():
-            frames = [read_picture(file) for file in sorted(path.iterdir()) if file.is_file()]
+            frames = [read_image(file) for file in sorted(path.iterdir()) if file.is_file()]
         elif path.suffix == ".npy":
             frames = list(np.load(path, allow_pickle=False))
         else:
             with Image.open(path) as opened:
                 frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(opened)]
-        return film(frames)
+        return video_frames(frames)
     except (OSError, ValueError, TypeError, UnidentifiedImageError) as exc:
         raise ConfigError(
-            f"cannot read {path} as a film: {exc}; give a GIF, a folder of pictures or .npy"
+            f"cannot read {path} as a video: {exc}; give a GIF, a folder of images or .npy"
             f" (mkdir frames; ffmpeg -i {path} -r 2 frames/%04d.png)"
         ) from exc

@@ -12,7 +12,7 @@ from PIL import Image
 from omnireg.boundary.documents import read_json
 from omnireg.checkpoints.loading import quiet
 from omnireg.errors import CheckpointError, ConfigError, OmniregError
-from omnireg.routed.media import Array, film, picture, read_film, read_picture, read_sound
+from omnireg.routed.media import Array, read_audio, read_image, read_video, rgb_image, video_frames
 
 
 class HostReader:
@@ -52,8 +52,8 @@ class HostReader:
     def prepared(self, medium: Any) -> Any:
         """Return a medium in the form that processors take: RGB, frames as one array."""
         if self._argument == "images":
-            return picture(medium)
-        return film(medium) if self._argument == "videos" else medium
+            return rgb_image(medium)
+        return video_frames(medium) if self._argument == "videos" else medium
 
     def open(self, path: Path) -> Any:
         """Read a medium out of a file.
@@ -65,11 +65,11 @@ class HostReader:
             raise ConfigError(f"there is no file {path}")
         match self._argument:
             case "images":
-                return read_picture(path)
+                return read_image(path)
             case "audio":
-                return read_sound(path, self.sampling_rate)
+                return read_audio(path, self.sampling_rate)
             case "videos":
-                return read_film(path)
+                return read_video(path)
         raise ConfigError(f"no way is known to read {self._argument} out of a file")
 
     @property
@@ -137,7 +137,7 @@ class Frames:
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
     def _sized(self, frame: Any) -> Array:
-        shown = picture(frame)
+        shown = rgb_image(frame)
         size = self._said.get("size") or {}
         wanted = (int(size.get("width", 0)), int(size.get("height", 0)))
         if self._said.get("do_resize", True) and all(wanted) and shown.size != wanted:

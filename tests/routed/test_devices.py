@@ -222,7 +222,7 @@ def test_heads_are_masked_there(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_host_answers_there(tmp_path: Path) -> None:
-    """A picture, a sound and a film, each by its host."""
+    """A picture, a sound and a video, each by its host."""
     questions.write(tmp_path, SENSES)
     for sense in SENSES:
         asked = list(read_items(questions.file_of(tmp_path, sense)))[:8]

@@ -532,7 +532,7 @@ def _aligned(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("species", HOSTS, ids=lambda s: s.architecture)
 def test_every_host_class_is_routed(zoo: Zoo, tmp_path: Path, species: Species) -> None:
-    """Pictures, films and sounds of each, bit for bit what the extracted model makes of them."""
+    """Pictures, videos and sounds of each, bit for bit what the extracted model makes of them."""
     omnireg.merge(
         f"merge_method: mmer\nbase_model: {zoo(species.base)}\n"
         f"models: [{{model: {zoo(species.architecture)}}}]\nomnireg: {{output: package}}\n",
@@ -591,7 +591,7 @@ def test_places_in_three_dimensions_go_on_when_generating(zoo: Zoo, tmp_path: Pa
 
 
 def test_a_package_is_asked_about_files(package: Package, tmp_path: Path, run: Run) -> None:
-    """Pictures, sounds and films out of files; placeholders are put where the prompt has none."""
+    """Images, audio and video out of files; placeholders are put where the prompt has none."""
     picture = next(c for c in clips("image", "test") if c.digit == 3)
     Image.fromarray(picture.array).save(tmp_path / "three.png")
     sound = next(c for c in clips("audio", "test") if c.digit == 7)
@@ -602,10 +602,10 @@ def test_a_package_is_asked_about_files(package: Package, tmp_path: Path, run: R
         file.setframerate(2 * speech.SAMPLE_RATE)
         samples = np.repeat((sound.array * 32767).astype("<i2"), 4)
         file.writeframes(samples.tobytes())
-    film = next(c for c in clips("video", "test") if c.digit == 5)
-    frames = [Image.fromarray(frame) for frame in film.array]
+    video = next(c for c in clips("video", "test") if c.digit == 5)
+    frames = [Image.fromarray(frame) for frame in video.array]
     frames[0].save(tmp_path / "five.gif", save_all=True, append_images=frames[1:])
-    np.save(tmp_path / "five.npy", film.array)
+    np.save(tmp_path / "five.npy", video.array)
     (tmp_path / "five").mkdir()
     for number, frame in enumerate(frames):
         frame.save(tmp_path / "five" / f"{number}.png")
@@ -633,9 +633,9 @@ def test_a_package_is_asked_about_files(package: Package, tmp_path: Path, run: R
     assert told["prompt_tokens"]["image"] == 9
     for arguments, said in (
         (("--image", "nowhere.png"), "there is no file nowhere.png"),
-        (("--image", "seven.wav"), "cannot read seven.wav as a picture"),
+        (("--image", "seven.wav"), "cannot read seven.wav as an image"),
         (("--audio", "three.png"), "ffmpeg -i three.png"),
-        (("--video", "seven.wav"), "cannot read seven.wav as a film"),
+        (("--video", "seven.wav"), "cannot read seven.wav as a video"),
         (("--media", "smell=three.png"), "no modality 'smell'"),
         (("--device", "cuda:77"), "try cpu"),
         (("--text-routing", "merge"), "did you mean 'merged'"),
