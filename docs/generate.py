@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from omnireg.cli import COMMANDS, cli
-from omnireg.cli.merge import MergeCommand
+from omnireg.cli.merge_options import MERGEKIT
 from omnireg.cli.output import DefaultGroup, Settings, common_options
 from omnireg.cli.plugins import _described
 from omnireg.plugins.host import PluginHost
@@ -249,8 +249,6 @@ def _sections(
     command: click.Command, parent: click.Context, level: int, common: set[str | None]
 ) -> Iterator[str]:
     context = click.Context(command, info_name=command.name, parent=parent, obj=Settings())
-    if isinstance(command, MergeCommand):
-        command.learn()
     yield f"{'#' * level} {context.command_path}"
     yield "```text\n" + "\n".join(_usage(command, context)) + "\n```"
     yield _prose(command.help or "")
@@ -272,13 +270,16 @@ def _usage(command: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def _option_tables(command: click.Command, own: list[click.Option]) -> Iterator[str]:
-    foreign = {p.name for p in command.foreign} if isinstance(command, MergeCommand) else set()
-    ours = [option for option in own if option.name not in foreign]
+    foreign = [option for option in own if option in MERGEKIT]
+    ours = [option for option in own if option not in MERGEKIT]
     if ours:
         yield _options(ours)
     if foreign:
-        yield "mergekit's own merge options, by mergekit's names and in mergekit's words:"
-        yield _options([option for option in own if option.name in foreign])
+        yield (
+            "Options of mergekit's that it reads with `--engine mergekit`, or where it plans the"
+            " merge itself (slices, modules, tokenizer surgery, adapters):"
+        )
+        yield _options(foreign)
 
 
 def _options(options: Iterable[click.Option]) -> str:

@@ -1,14 +1,12 @@
 """``omnireg merge`` and ``omnireg mergekit``."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from omnireg.cli.endings import interrupted_after
+from omnireg.cli.merge_options import MERGEKIT, SHARED
 from omnireg.cli.output import Settings, common_options, echo, hint, print_json, progress_bar, warn
 from omnireg.errors import to_type
 
@@ -43,40 +41,22 @@ def plugins(file: Path | None) -> "PluginHost":
 
 
 class MergeCommand(click.Command):
-    """Takes mergekit's own merge options too.
+    """Lists mergekit's own merge options under a heading of their own."""
 
-    Importing what declares them takes seconds, so that is left until one is typed or help is asked
-    for.
-    """
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Add them to ours."""
+        super().__init__(*args, **kwargs)
+        self.params.extend((*SHARED, *MERGEKIT))
 
-    foreign: Sequence[click.Parameter] = ()
-
-    def learn(self) -> None:
-        """Add mergekit's options to ours."""
-        if not self.foreign:
-            with interrupted_after():
-                from omnireg.engine.tools import merge_options
-
-                self.foreign = merge_options()
-            self.params.extend(self.foreign)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse with our options alone if that will do."""
-        try:
-            return super().parse_args(ctx, list(args))
-        except click.NoSuchOption:
-            self.learn()
-        return super().parse_args(ctx, args)
-
-    def get_help(self, ctx: click.Context) -> str:
-        """Return the help on all options."""
-        self.learn()
-        return super().get_help(ctx)
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Complete all options."""
-        self.learn()
-        return super().shell_complete(ctx, incomplete)
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options in two groups."""
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        own = [p for p in options if p not in MERGEKIT]
+        groups = {"Options": own, "Options of --engine mergekit": MERGEKIT}
+        for heading, params in groups.items():
+            with formatter.section(heading):
+                records = (p.get_help_record(ctx) for p in params)
+                formatter.write_dl([record for record in records if record])
 
 
 @click.command("merge", cls=MergeCommand)
@@ -131,7 +111,7 @@ def merge_command(
             registry=registry,
             record=not no_record,
             plugins=plugins(plugin_file),
-            options=options,
+            options={name: value for name, value in options.items() if value is not None},
             allow_nonfinite=allow_nonfinite,
             progress=progress,
         )

@@ -4,7 +4,6 @@ import importlib.metadata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -22,43 +21,10 @@ from omnireg.plugins.host import PluginHost
 from omnireg.plugins.isolation import reason
 from omnireg.recipe import Recipe, read_recipe
 
-#: mergekit's options that omnireg decides, or has its own for
-_OURS = {"quiet", "verbosity", "random_seed", "write_model_card", "safe_serialization"}
 _CARD_HINT = (
     "mergekit's model card asks the Hub about relative paths; use absolute ones, or add"
     " --no-write-model-card"
 )
-
-
-class _ShardSize(click.ParamType):  # type: ignore[type-arg]
-    """A positive number of bytes; k, M and B stand for thousands, millions and billions."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number."""
-        from mergekit.common import parse_kmb
-
-        try:
-            size = parse_kmb(value)
-        except ValueError:
-            size = 0
-        if size <= 0:
-            self.fail(f"{value!r} is no size; give a number such as 60M or 5B", param, ctx)
-        return int(size)
-
-
-def merge_options() -> list[click.Parameter]:
-    """Return mergekit's own merge options for the command line, as mergekit declares them."""
-    from mergekit.options import add_merge_options
-
-    decorated: Any = add_merge_options(lambda: None)
-    options = [option for option in decorated.__click_params__ if option.name not in _OURS]
-    for option in options:
-        if option.name == "out_shard_size":
-            option.type = _ShardSize()
-            option.help = "Bytes per output shard, such as 60M  [default: 5B]"
-    return options
 
 
 @dataclass(frozen=True)

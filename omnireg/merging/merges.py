@@ -171,6 +171,7 @@ def _merging(
         # whether everything fits is known from headers, before a byte of weights is fetched
         plan(parsed, plugins, engine=engine, weights=False)
     planned = plan(parsed, plugins, engine=engine)
+    how.check(planned)
     check_fits(planned)
     for model in filter(None, (planned.reference, planned.host)):
         _ = model.checkpoint.side_files  # what is there now is copied at the end, or missed
