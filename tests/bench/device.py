@@ -18,13 +18,13 @@ from statistics import median
 
 import torch
 import yaml
-from engine import recipe, say
 from family import make
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
 import omnireg
+from engine import recipe, say
 from omnireg.plugins.host import PluginHost
 
 RUNS, LONG = 3, 30.0

@@ -16,10 +16,10 @@ from typing import Any
 
 import numba
 import numpy as np
-from engine import once, recipe
 from family import make
 from numpy.typing import NDArray
 
+from engine import once, recipe
 from omnireg.package import Package
 from omnireg.package.inspecting import inspect
 
