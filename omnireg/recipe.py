@@ -20,11 +20,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from omnireg.boundary.documents import parse_yaml
 from omnireg.boundary.files import read_text
+from omnireg.boundary.names import fault
 from omnireg.boundary.text import one_line, quoted
 from omnireg.errors import ConfigError, did_you_mean
 
@@ -106,6 +108,16 @@ class Output(StrEnum):
     PACKAGE = "package"
 
 
+def check_modality(name: str) -> None:
+    """Refuse a modality that cannot be the name of a folder in a package.
+
+    Raises:
+        ValueError: says what is wrong with it.
+    """
+    if said := fault(name, alone=True):
+        raise ValueError(f"the modality {said}; choose another name for it")
+
+
 class Block(_Strict):
     """The ``omnireg:`` block."""
 
@@ -117,6 +129,13 @@ class Block(_Strict):
     modalities: dict[str, str] = Field(default_factory=dict, description="modality → model")
     base: Literal["embed", "reference"] = Field(default="embed", description="base of a package")
     notes: str | None = Field(default=None, description="free text, not part of the digest")
+
+    @field_validator("modalities")
+    @classmethod
+    def _named(cls, modalities: dict[str, str]) -> dict[str, str]:
+        for name in modalities:
+            check_modality(name)
+        return modalities
 
 
 class Recipe(_Strict):

@@ -258,7 +258,9 @@ def check(folder: Path, told: Told, *, weights: bool = True) -> None:
         for name, digest in told.files.items()
         if weights or not name.endswith(".safetensors")
     }
-    if wrong := list(differences(folder, wanted, added=False)):
+    wrong = list(differences(folder, wanted, added=False))
+    wrong += [f"{name} was added" for name in sorted({*deciding(folder)} - {*told.files, NAME})]
+    if wrong:
         raise CheckpointError(
             f"{folder} is not what it was when it was written: {', '.join(wrong[:8])}; download or"
             " copy it again, or pass --trust if the change is yours"

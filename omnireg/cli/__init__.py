@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Commands are imported only when they are used."""
 
+import errno
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import click
 
+from omnireg.boundary.text import brief
 from omnireg.cli.endings import exit_code_of, own_streams, terminable
 from omnireg.cli.output import (
     Settings,
@@ -141,6 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings.traceback:
             raise
         complain(exc)
+        return 1
+    except OSError as exc:
+        if settings.traceback or exc.errno != errno.ENAMETOOLONG:
+            raise
+        complain(OmniregError(f"{brief(str(exc.filename))} is too long for a name; check it"))
         return 1
     return code
 

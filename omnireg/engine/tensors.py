@@ -24,6 +24,7 @@ from omnireg.planning import Merged, Plan
 from omnireg.planning.parameters import Bound
 from omnireg.strategies.kernels.choose import KINDS, Tensor, fuse
 from omnireg.strategies.kernels.fused import STORAGE, Chunk, Fused
+from omnireg.strategies.kernels.views import finite
 from omnireg.strategies.task_vectors import SPAN
 
 Call = Callable[[], Any]
@@ -162,8 +163,19 @@ class Job:
     def emit(self, chunk: int) -> memoryview:
         """Return the bytes of a finished chunk."""
         assert self.fused
-        (merged,) = self.fused.emit(self.chunk(chunk), self.found, self.number + chunk)
+        view = self.chunk(chunk)
+        (merged,) = self.fused.emit(view, self.found, self.number + chunk)
+        self.check_emitted(view, merged)
         return merged.data.cast("B")
+
+    def check_emitted(self, chunk: Chunk, made: Any) -> None:
+        """Refuse a merged chunk with NaN or Inf: sums that overflow the dtype.
+
+        Raises:
+            MergeError: names the method and the tensor.
+        """
+        if not finite(chunk.kind, made, chunk.count):
+            raise made_nonfinite(self.settings.plan.recipe.merge_method, self.merged.name)
 
     def chunk(self, number: int) -> Chunk:
         """Return a chunk of every input, where it lies.
@@ -216,8 +228,9 @@ class Job:
             if result is None:
                 raise MergeError(f"{method} left out tensor {name}")
             merged = like.merged(result)
-        self._check_made(merged)
-        return merged.to(device="cpu", dtype=TORCH_DTYPES()[self.merged.dtype])
+        made = merged.to(device="cpu", dtype=TORCH_DTYPES()[self.merged.dtype])
+        self._check_made(made)
+        return made
 
     def side_outputs(self) -> tuple[torch.Tensor, dict[str, Any], int | None]:
         """Return τ★, how each model is decoupled, and the power of its norm if it is rescaled."""

@@ -24,7 +24,7 @@ from omnireg.package.packager import write_package
 from omnireg.planning import plan
 from omnireg.plugins.host import PluginHost
 from omnireg.progress import Progress, silent
-from omnireg.recipe import Recipe
+from omnireg.recipe import Recipe, check_modality
 
 
 @renamed(host="plugins")
@@ -57,6 +57,10 @@ def add(
         PlanError: the model does not extend the base.
         CheckpointError: the model or the package is missing or damaged.
     """
+    try:
+        check_modality(modality)
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc
     if modality in package.modalities or modality in package.models:
         raise ConfigError(
             f"{package.folder} has a modality {modality!r} already; choose another name for it"

@@ -145,6 +145,7 @@ class Packager:
         for chunk in range(job.chunks):
             view = job.chunk(chunk)
             vector, *masks = job.fused.emit(view, job.found, job.number + chunk)
+            job.check_emitted(view, vector)
             code.append(vector, masks, view.count)
             code.measure(view, vector, masks)
         return code.finished()

@@ -35,7 +35,7 @@ from omnireg.package.layout import (
     VectorSaid,
 )
 from omnireg.strategies.kernels import faults
-from omnireg.strategies.kernels.views import Stored, padded
+from omnireg.strategies.kernels.views import Stored, finite, padded
 from omnireg.strategies.thresholds import Kind
 
 #: as plain numbers, which compiled code takes ten times sooner than members of an enumeration
@@ -302,6 +302,8 @@ class Package:
         out = np.empty(stored.numel * DTYPE_SIZES[self.vector[name].dtype], np.uint8)
         kept = [(stored.masks[model.name], model.factor(name))] if model else []
         stored.form([kept], 0, stored.numel, 0, stored.kind, [out])
+        if not self._trusts and not finite(stored.kind, out, stored.numel):
+            raise self._damaged(f"{name} is not finite with the mask of {model and model.name}")
         return out
 
     def _bytes(self, header: TensorHeader, word: int = 8) -> Bytes:

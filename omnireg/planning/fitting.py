@@ -271,6 +271,13 @@ def _left_to_mergekit(recipe: Recipe, strategy: Strategy, opened: Opening) -> Pl
             )
         role = "base" if ref == recipe.base_model else "model"
         inputs.append(Input(ref, role, align(model, model)))
+    for source in (s for part in recipe.slices or () for s in part.sources):
+        depth, (first, last) = found[source.model].depth, source.layer_range
+        if not 0 <= first <= last <= depth:
+            raise PlanError(
+                f"layer_range [{first}, {last}]: {source.model} has {depth} layers; give a range"
+                f" within [0, {depth}]"
+            )
     reference = found[recipe.base_model or recipe.references[0]]
     return Plan(
         recipe, strategy, tuple(inputs), reference, Shape.BACKBONE, None, Engine.MERGEKIT, True

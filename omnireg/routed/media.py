@@ -1,15 +1,19 @@
 """Images, audio and video out of files."""
 
 import wave
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
+from omnireg.boundary.files import read_bytes
 from omnireg.errors import ConfigError
 
 Array = np.ndarray[Any, Any]
+#: bytes of a medium; longer ones would not fit a prompt
+_LARGEST = 1 << 31
 
 
 def rgb_image(medium: Any) -> Image.Image:
@@ -26,6 +30,11 @@ def video_frames(medium: Any) -> Array:
     return np.stack(frames)
 
 
+def _opened(path: Path) -> BytesIO:
+    """Return what is in a regular file; a pipe would wait, and a device has no end."""
+    return BytesIO(read_bytes(path, most=_LARGEST, error=ConfigError))
+
+
 def read_image(path: Path) -> Image.Image:
     """Read an image of any format that Pillow knows.
 
@@ -33,7 +42,7 @@ def read_image(path: Path) -> Image.Image:
         ConfigError: it cannot be read.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(_opened(path)) as opened:
             return opened.convert("RGB")
     except (OSError, UnidentifiedImageError) as exc:
         raise ConfigError(f"cannot read {path} as an image: {exc}") from exc
@@ -46,7 +55,7 @@ def read_audio(path: Path, rate: int) -> Array:
         ConfigError: it cannot be read.
     """
     try:
-        with wave.open(str(path)) as opened:
+        with wave.open(_opened(path)) as opened:
             found = opened.getframerate()
             width, channels = opened.getsampwidth(), opened.getnchannels()
             data = opened.readframes(opened.getnframes())
@@ -80,9 +89,9 @@ def read_video(path: Path) -> Array:
         if path.is_dir():
             frames = [read_image(file) for file in sorted(path.iterdir()) if file.is_file()]
         elif path.suffix == ".npy":
-            frames = list(np.load(path, allow_pickle=False))
+            frames = list(np.load(_opened(path), allow_pickle=False))
         else:
-            with Image.open(path) as opened:
+            with Image.open(_opened(path)) as opened:
                 frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(opened)]
         return video_frames(frames)
     except (OSError, ValueError, TypeError, UnidentifiedImageError) as exc:

@@ -642,3 +642,56 @@ def test_an_export_that_cannot_be_written(
     done = run("export", "--out", "e.yml")
     assert done.code == 1
     assert "cannot write e.yml: Read-only file system" in done.err
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("average", "weight: 1.0e+308"),
+        ("omni_ties", "weight: 1.0e+39"),
+        ("mmer", "scale: 1.0e+300"),
+        ("linear", "weight: 1.0e+39, normalize: false"),
+    ],
+)
+def test_a_result_that_is_not_finite(here: Path, run: Run, method: str, parameters: str) -> None:
+    """Finite inputs, and parameters that are too much for the dtype."""
+    base = "" if method in ("average", "linear") else "base_model: base\n"
+    (here / "r.yml").write_text(
+        f"merge_method: {method}\n{base}models: [{{model: image}}, {{model: audio}}]\n"
+        f"parameters: {{{parameters}}}\n"
+    )
+    done = run("merge", "r.yml", "out")
+    assert done.code == 1
+    assert "makes NaN or Inf of finite inputs" in done.err
+    assert "RuntimeWarning" not in done.err
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("add", "{}"),
+        ("mmer", "inspect", "{}"),
+        ("mmer", "extract", "{}", "y", "--modality", "a"),
+        ("mmer", "generate", "{}", "--prompt", "a"),
+        ("backbone", "extract", "{}", "y"),
+        ("--registry", "{}", "list"),
+    ],
+)
+def test_a_name_that_is_too_long(run: Run, command: tuple[str, ...]) -> None:
+    """One line, wherever it is given."""
+    done = run(*(word.format("x" * 300) for word in command))
+    assert done.code == 1
+    assert done.err.count("\n") == 1
+    assert len(done.err) < 600
+
+
+def test_layers_that_are_not_there(here: Path, run: Run) -> None:
+    """A range of layers is compared with the model before any work."""
+    (here / "r.yml").write_text(
+        "merge_method: passthrough\n"
+        "slices: [{sources: [{model: base, layer_range: [0, 99999999999999]}]}]\n"
+    )
+    done = run("merge", "r.yml", "out")
+    assert done.code == 1
+    assert "layers; give a range within [0, " in done.err

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import omnireg
-from omnireg.errors import CheckpointError, OmniregError
+from omnireg.errors import CheckpointError, ConfigError, OmniregError
 from omnireg.package import Package
 from omnireg.package.adding import add
 from omnireg.package.extracting import extract
@@ -231,6 +231,51 @@ def test_a_changed_name_in_a_header_is_noticed(package: Path) -> None:
     file.write_bytes(raw.replace(b"up_proj.weight.support", b"up_proj.weight.supporu", 1))
     with pytest.raises(CheckpointError, match=f"{VECTOR} was changed"):
         extract(Package(package), "image", Path("out"))
+
+
+def test_an_added_file_is_noticed(package: Path) -> None:
+    """An index that nobody wrote down would lead to other weights than the sealed ones."""
+    (package / "base" / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(CheckpointError, match=r"index\.json was added"):
+        Package(package)
+    (package / "base" / "model.safetensors.index.json").unlink()
+    (package / "hosts" / "image" / "modeling_x.py").write_text("pass")
+    with pytest.raises(CheckpointError, match=r"modeling_x\.py was added"):
+        extract(Package(package), "image", Path("out"))
+    assert not Path("out").exists()
+
+
+MODALITIES = ("../../x", "/tmp/x", "a/b", "x" * 300, "con", "a\x1bb", "")
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_modality_is_a_name(modality: str, package: Path, originals: Family) -> None:
+    """It becomes a folder; nothing is written anywhere."""
+    Package(package)
+    before = sorted(Path().glob("p*/**/*"))
+    text = (
+        f"merge_method: mmer\nbase_model: {originals.base}\nmodels:\n"
+        f"  - model: {originals.models[0]}\nomnireg:\n  output: package\n"
+        f"  modalities: {json.dumps({modality: str(originals.models[0])})}\n"
+    )
+    with pytest.raises(ConfigError, match="modality"):
+        omnireg.merge(text, Path("made"), record=False)
+    with pytest.raises(ConfigError, match="modality"):
+        add(Package(package), str(originals.models[2]), modality, Path("made"))
+    assert sorted(Path().glob("p*/**/*")) == before
+    assert {path.name for path in Path().iterdir()} <= {"package", "cache"}
+
+
+def test_a_model_that_is_not_finite_is_refused(package: Path) -> None:
+    """A scale that blows up, though its author sealed it."""
+    edit(
+        package / "omnireg.json",
+        lambda said: said["package"]["models"]["image"].update(scale=1e300),
+    )
+    reseal(package)
+    with pytest.raises(CheckpointError, match="is not finite"):
+        extract(Package(package), "image", Path("out"))
+    assert not Path("out").exists()
 
 
 def test_an_edit_is_used_on_request(package: Path, run: Run) -> None:

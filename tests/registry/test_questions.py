@@ -292,3 +292,11 @@ def test_the_command_line(scored: Registry, path: Path, run: Run) -> None:
     late = run("sql", ENDLESS.format("count(*)"), "--timeout", 0.1)
     assert (late.code, late.err.count("\n"), "--timeout" in late.err) == (1, 1, True)
     assert run("sql", "SELECT 1", "--timeout", 0).code == 2
+
+
+def test_regexp_is_not_answered(tmp_path: Path) -> None:
+    """SQLite would run it in Python, where no timeout stops it."""
+    with Registry(tmp_path / "r.db") as book:
+        book.add_checkpoint("a", kind="base")
+        with pytest.raises(RegistryError, match="cannot use regexp"):
+            book.sql("select 'a' regexp '(a+)+$'")

@@ -240,7 +240,7 @@ class Ties:
         out = chunk.room()
         ties.merged(
             chunk.kind, chunk.zero, chunk.models, _f32(self.weights), self.normalize,
-            np.float32(self.scale), *self.trim.quotas(chunk, found, number), chunk.count, _at(out),
+            _f32([self.scale])[0], *self.trim.quotas(chunk, found, number), chunk.count, _at(out),
         )  # fmt: skip
         return (out,)
 
@@ -280,7 +280,7 @@ class Mmer:
         aside = self.side_outputs
         ties.decoupled(
             chunk.kind, chunk.zero, chunk.models, _f32(self.weights), self.normalize,
-            np.float32(self.scale), *self.trim.quotas(chunk, found, number), self.rule,
+            _f32([self.scale])[0], *self.trim.quotas(chunk, found, number), self.rule,
             _f32(self.lambdas), self.directional, -1 if self.chosen is None else self.chosen,
             chunk.count, _at(out) if aside else 0,
             np.array([_at(mask) if aside else 0 for mask in masks], np.int64),
@@ -318,7 +318,7 @@ class Arithmetic:
         out = chunk.room()
         arithmetic.merged(
             chunk.kind, chunk.zero, chunk.models, _f32(self.weights), self.consensus,
-            self.normalize, np.float32(self.scale), np.float32(self.divisor), *kept, chunk.count,
+            self.normalize, _f32([self.scale])[0], _f32([self.divisor])[0], *kept, chunk.count,
             _at(out),
         )  # fmt: skip
         return (out,)
@@ -329,7 +329,8 @@ def _places(chunk: Chunk) -> tuple[int, ...]:
 
 
 def _f32(values: Sequence[float]) -> NDArray[np.float32]:
-    return np.array(values, np.float32)
+    with np.errstate(over="ignore"):  # what becomes of it is looked at in the result
+        return np.array(values, np.float32)
 
 
 def _at(array: Bytes) -> int:

@@ -190,7 +190,8 @@ class Stored:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         every = [pair for each in sets for pair in each]
         masks = addresses((mask for mask, _ in every), padded(self.kept))
-        return masks, np.array([weight for _, weight in every], np.float32)
+        with np.errstate(over="ignore"):  # what becomes of it is looked at in the result
+            return masks, np.array([weight for _, weight in every], np.float32)
 
     def _check_span(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.numel:
