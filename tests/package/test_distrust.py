@@ -245,6 +245,18 @@ def test_an_added_file_is_noticed(package: Path) -> None:
     assert not Path("out").exists()
 
 
+def test_a_package_without_digests_is_read(package: Path, tmp_path: Path) -> None:
+    """Format 1 had none, so there is nothing to compare with."""
+    wanted = extract(Package(package), "image", tmp_path / "sealed")
+
+    def older(said: dict[str, Any]) -> None:
+        said["format"] = 1
+        del said["files"], said["seal"]
+
+    edit(package / "omnireg.json", older)
+    assert extract(Package(package), "image", tmp_path / "unsealed") == wanted
+
+
 MODALITIES = ("../../x", "/tmp/x", "a/b", "x" * 300, "con", "a\x1bb", "")
 
 
