@@ -263,8 +263,7 @@ def _architecture(plan: Plan) -> Any:
 def _options(options: Mapping[str, Any], **changes: Any) -> Any:
     from mergekit.options import MergeOptions
 
-    given = {k: v for k, v in options.items() if k in MergeOptions.model_fields}
-    return MergeOptions(**{**given, "write_model_card": False, "quiet": True, **changes})
+    return MergeOptions(**{**options, "write_model_card": False, "quiet": True, **changes})
 
 
 def _located(item: Input) -> str:

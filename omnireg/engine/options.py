@@ -1,5 +1,6 @@
 """How a merge is run, beside what it merges."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +72,11 @@ class Options:
     def device(self) -> str:
         """Where a method's torch code runs."""
         return "cuda" if self.mergekit.get("cuda") else str(self.mergekit.get("device") or "cpu")
+
+    @property
+    def workers(self) -> int:
+        """How many threads the streaming engine has."""
+        return self.threads or os.cpu_count() or 1
 
     def check(self, planned: Plan) -> None:
         """Refuse options that whoever runs the plan does not read.

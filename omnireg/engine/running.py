@@ -1,12 +1,11 @@
 """Run a plan with its engine, so that the result appears whole or can be gone on with."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omnireg.backbones.alignment import align
 from omnireg.backbones.grafting import check_nothing_lost
@@ -26,6 +25,9 @@ from omnireg.planning.provenance import describe, versions
 from omnireg.plugins.host import PluginHost
 from omnireg.progress import Progress
 
+if TYPE_CHECKING:
+    from omnireg.engine.stream import Streamer
+
 
 def run(
     planned: Plan, out: Path, how: Options, plugins: PluginHost, progress: Progress
@@ -42,18 +44,7 @@ def run(
 def _run_stream(
     output: Output, out: Path, how: Options, plugins: PluginHost, progress: Progress
 ) -> Steps[tuple[str, int]]:
-    from omnireg.engine.stream import streaming
-    from omnireg.engine.tensors import Settings
-
-    plugins.install()
-    settings = Settings(output.plan, ByteReader(), how.seed, how.device, how.allow_nonfinite)
-    threads = how.threads or os.cpu_count() or 1
-    with (
-        unfinished(
-            out, identity(output, how), resume=how.resume, check=settings.read.check
-        ) as journal,
-        streaming(output, settings, threads) as streamer,
-    ):
+    with streamed(output, out, how, plugins) as (journal, streamer):
         resumed = len(journal.finished)
         streamer.check_nothing_lost()
         if resumed < len(output.files):
@@ -61,6 +52,23 @@ def _run_stream(
         yield from _write(output, streamer.content, journal, progress)
         _complete(output.plan, output, journal.folder, how, journal.finished)
     return fingerprint(out, journal.finished), resumed
+
+
+@contextmanager
+def streamed(
+    output: Output, out: Path, how: Options, plugins: PluginHost, *, side_outputs: bool = False
+) -> Iterator[tuple[Journal, "Streamer"]]:
+    """Yield a folder that becomes ``out`` or can be gone on with, and what computes its tensors."""
+    from omnireg.engine.stream import streaming
+    from omnireg.engine.tensors import Settings
+
+    plugins.install()
+    settings = Settings(
+        output.plan, ByteReader(), how.seed, how.device, how.allow_nonfinite, side_outputs
+    )
+    begun = unfinished(out, _identity(output, how), resume=how.resume, check=settings.read.check)
+    with begun as journal, streaming(output, settings, how.workers) as streamer:
+        yield journal, streamer
 
 
 def fingerprint(out: Path, digests: Mapping[str, str]) -> str:
@@ -144,7 +152,7 @@ def _run_mergekit_whole(planned: Plan, out: Path, how: Options, plugins: PluginH
         return Checkpoint(str(out), folder).fingerprint
 
 
-def identity(output: Output, how: Options) -> dict[str, Any]:
+def _identity(output: Output, how: Options) -> dict[str, Any]:
     """Everything that the bytes of the result depend on."""
     planned = output.plan
     models = [item.model for item in planned.inputs] + ([planned.host] if planned.host else [])

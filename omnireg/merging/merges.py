@@ -14,7 +14,6 @@ from omnireg.engine.running import check_fits, run
 from omnireg.engine.steps import Steps, finish, side_by_side
 from omnireg.moved import renamed
 from omnireg.package import fingerprint_of
-from omnireg.package.packager import write_package
 from omnireg.planning import Plan, Shape, plan
 from omnireg.planning.provenance import describe
 from omnireg.plugins.host import PluginHost
@@ -186,6 +185,8 @@ def _merging(
     try:
         how.apply()
         if made is None and planned.shape is Shape.PACKAGE:
+            from omnireg.package.packager import write_package  # brings torch
+
             made = write_package(planned, out, how, plugins, progress)
         fingerprint, resumed = made or (yield from run(planned, out, how, plugins, progress))
         if book:

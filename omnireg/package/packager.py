@@ -7,7 +7,6 @@ which is written last.
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,14 +21,13 @@ from omnireg.checkpoints import contents
 from omnireg.checkpoints.checkpoint import INDEX
 from omnireg.checkpoints.digests import file_sha256
 from omnireg.checkpoints.outputs import copy_files
-from omnireg.checkpoints.shards import FLOATS, ByteReader
+from omnireg.checkpoints.shards import FLOATS
 from omnireg.checkpoints.tensors import as_bytes, as_tensor
-from omnireg.engine.journal import Journal, unfinished
+from omnireg.engine.journal import Journal
 from omnireg.engine.options import Options
 from omnireg.engine.ordered import given, in_order
 from omnireg.engine.results import checked_rescaling
-from omnireg.engine.running import fingerprint, identity
-from omnireg.engine.stream import streaming
+from omnireg.engine.running import fingerprint, streamed
 from omnireg.engine.tensors import Job, Settings, check_finite, parameters_of
 from omnireg.engine.writer import write_file
 from omnireg.errors import ConfigError, InputChanged
@@ -232,21 +230,11 @@ def write_package(
     """
     if planned.engine is Engine.MERGEKIT:
         raise ConfigError("only the stream engine writes packages; use --engine auto")
-    plugins.install()
     output = Output(planned, how.shard_bytes)
-    settings = Settings(
-        planned, ByteReader(), how.seed, how.device, how.allow_nonfinite, side_outputs=True
-    )
-    threads = how.threads or os.cpu_count() or 1
-    with (
-        unfinished(
-            out, identity(output, how), resume=how.resume, check=settings.read.check
-        ) as journal,
-        streaming(output, settings, threads) as streamer,
-    ):
+    with streamed(output, out, how, plugins, side_outputs=True) as (journal, streamer):
         resumed = len(journal.finished)
         streamer.survey(lambda done, total: progress("surveying", done, total, "chunks"))
-        packager = Packager(planned, settings, journal, threads)
+        packager = Packager(planned, streamer.settings, journal, how.workers)
         packager.write(
             streamer.jobs,
             how.shard_bytes,
