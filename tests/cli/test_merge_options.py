@@ -10,6 +10,7 @@ from mergekit.options import add_merge_options
 import omnireg
 from omnireg.cli.merge_options import MERGEKIT, SHARED
 from omnireg.demo.story import FAMILY
+from omnireg.engine import options
 from omnireg.errors import ConfigError
 from tests_support import Run
 
@@ -29,6 +30,12 @@ def test_the_options_are_mergekits() -> None:
         assert set(option.secondary_opts) == set(other.secondary_opts)
         assert option.is_flag == other.is_flag
         assert option.type == other.type or name == "out_shard_size" or option.is_flag
+
+
+def test_both_groups_are_those_that_engines_read() -> None:
+    """What is listed for every engine is read by every engine, the rest by mergekit."""
+    assert {option.name for option in SHARED} == options._EVERYWHERE
+    assert {option.name for option in (*SHARED, *MERGEKIT)} == options._PLANNER
 
 
 def text() -> str:

@@ -520,6 +520,17 @@ def in_joint_ids(model: OmniModel, species: Species) -> tuple[Tensor, dict[str, 
     return columns[ids], media
 
 
+def packaged(zoo: Zoo, species: Species, out: Path) -> Package:
+    """Return a package of one host."""
+    omnireg.merge(
+        f"merge_method: mmer\nbase_model: {zoo(species.base)}\n"
+        f"models: [{{model: {zoo(species.architecture)}}}]\nomnireg: {{output: package}}\n",
+        out,
+        record=False,
+    )
+    return Package(out)
+
+
 def _aligned(model: nn.Module) -> nn.Module:
     """Move weights from where they stand in a file to memory of their own.
 
@@ -533,13 +544,7 @@ def _aligned(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("species", HOSTS, ids=lambda s: s.architecture)
 def test_every_host_class_is_routed(zoo: Zoo, tmp_path: Path, species: Species) -> None:
     """Pictures, videos and sounds of each, bit for bit what the extracted model makes of them."""
-    omnireg.merge(
-        f"merge_method: mmer\nbase_model: {zoo(species.base)}\n"
-        f"models: [{{model: {zoo(species.architecture)}}}]\nomnireg: {{output: package}}\n",
-        tmp_path / "omni",
-        record=False,
-    )
-    package = Package(tmp_path / "omni")
+    package = packaged(zoo, species, tmp_path / "omni")
     model = load(package, dtype="float32")
     ids, media = in_joint_ids(model, species)
     if species.architecture == "Qwen3VLForConditionalGeneration":
@@ -564,13 +569,7 @@ def test_every_host_class_is_routed(zoo: Zoo, tmp_path: Path, species: Species) 
 def test_places_in_three_dimensions_go_on_when_generating(zoo: Zoo, tmp_path: Path) -> None:
     """A token after an image stands beyond its largest place, with or without a cache."""
     [species] = [s for s in HOSTS if s.architecture == "Qwen2VLForConditionalGeneration"]
-    omnireg.merge(
-        f"merge_method: mmer\nbase_model: {zoo(species.base)}\n"
-        f"models: [{{model: {zoo(species.architecture)}}}]\nomnireg: {{output: package}}\n",
-        tmp_path / "omni",
-        record=False,
-    )
-    package = Package(tmp_path / "omni")
+    package = packaged(zoo, species, tmp_path / "omni")
     model = load(package, dtype="float32")
     ids, media = in_joint_ids(model, species)
     extract(package, "image", tmp_path / "alone")

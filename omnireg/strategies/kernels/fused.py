@@ -6,7 +6,6 @@ observed in any order, by any thread; the observations are taken in one at a tim
 the elements.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import fsum
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from omnireg.hookspecs import Survey
 from omnireg.strategies.delta_weighted import Shifts, softmax
 from omnireg.strategies.kernels import arithmetic, averaging, selection, ties
-from omnireg.strategies.kernels.views import addresses, finite, width
+from omnireg.strategies.kernels.views import addresses, finite, single, singles, width
 from omnireg.strategies.thresholds import (
     ALL,
     Integers,
@@ -119,7 +118,7 @@ class Mean(_NoSurvey):
         out = chunk.room()
         inputs = chunk.inputs if self.with_base else chunk.models
         total = np.float32(sum(self.weights))
-        averaging.mean(chunk.kind, inputs, _f32(self.weights), total, chunk.count, _at(out))
+        averaging.mean(chunk.kind, inputs, singles(self.weights), total, chunk.count, _at(out))
         return (out,)
 
 
@@ -137,7 +136,7 @@ class WeightedSum(_NoSurvey):
         """See :class:`Fused`."""
         out = chunk.room()
         averaging.weighted_sum(
-            chunk.kind, chunk.inputs if self.with_base else chunk.models, _f32(self.weights),
+            chunk.kind, chunk.inputs if self.with_base else chunk.models, singles(self.weights),
             self.from_zero, self.fuse, self.total is not None, np.float32(self.total or 1),
             chunk.count, _at(out),
         )  # fmt: skip
@@ -166,7 +165,7 @@ class DeltaWeighted:
     def emit(self, chunk: Chunk, found: Any, number: int) -> tuple[Bytes, ...]:
         """See :class:`Fused`."""
         alphas = softmax([found[place] for place in _places(chunk)], self.temperature)
-        shares = _f32([(1 - self.alpha0) * alpha for alpha in alphas])
+        shares = singles([(1 - self.alpha0) * alpha for alpha in alphas])
         out = chunk.room()
         averaging.shifted(chunk.kind, chunk.zero, chunk.models, shares, chunk.count, _at(out))
         return (out,)
@@ -239,8 +238,8 @@ class Ties:
         """See :class:`Fused`."""
         out = chunk.room()
         ties.merged(
-            chunk.kind, chunk.zero, chunk.models, _f32(self.weights), self.normalize,
-            _f32([self.scale])[0], *self.trim.quotas(chunk, found, number), chunk.count, _at(out),
+            chunk.kind, chunk.zero, chunk.models, singles(self.weights), self.normalize,
+            single(self.scale), *self.trim.quotas(chunk, found, number), chunk.count, _at(out),
         )  # fmt: skip
         return (out,)
 
@@ -279,9 +278,9 @@ class Mmer:
         masks = [np.empty((chunk.count + 7) // 8, np.uint8) for _ in range(n)]
         aside = self.side_outputs
         ties.decoupled(
-            chunk.kind, chunk.zero, chunk.models, _f32(self.weights), self.normalize,
-            _f32([self.scale])[0], *self.trim.quotas(chunk, found, number), self.rule,
-            _f32(self.lambdas), self.directional, -1 if self.chosen is None else self.chosen,
+            chunk.kind, chunk.zero, chunk.models, singles(self.weights), self.normalize,
+            single(self.scale), *self.trim.quotas(chunk, found, number), self.rule,
+            singles(self.lambdas), self.directional, -1 if self.chosen is None else self.chosen,
             chunk.count, _at(out) if aside else 0,
             np.array([_at(mask) if aside else 0 for mask in masks], np.int64),
             0 if aside else _at(out),
@@ -317,8 +316,8 @@ class Arithmetic:
             kept = self.trim.quotas(chunk, found, number)
         out = chunk.room()
         arithmetic.merged(
-            chunk.kind, chunk.zero, chunk.models, _f32(self.weights), self.consensus,
-            self.normalize, _f32([self.scale])[0], _f32([self.divisor])[0], *kept, chunk.count,
+            chunk.kind, chunk.zero, chunk.models, singles(self.weights), self.consensus,
+            self.normalize, single(self.scale), single(self.divisor), *kept, chunk.count,
             _at(out),
         )  # fmt: skip
         return (out,)
@@ -326,11 +325,6 @@ class Arithmetic:
 
 def _places(chunk: Chunk) -> tuple[int, ...]:
     return tuple(range(len(chunk.models))) if chunk.places is None else chunk.places
-
-
-def _f32(values: Sequence[float]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # what becomes of it is looked at in the result
-        return np.array(values, np.float32)
 
 
 def _at(array: Bytes) -> int:

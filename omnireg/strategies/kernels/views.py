@@ -53,6 +53,17 @@ def addresses(arrays: Iterable[Array], size: int, align: int = 1) -> NDArray[np.
     return np.array([address(array, size, align) for array in arrays], np.int64)
 
 
+def singles(values: Sequence[float]) -> NDArray[np.float32]:
+    """Return numbers in single precision; one that is too large shows in what is made of it."""
+    with np.errstate(over="ignore"):
+        return np.array(values, np.float32)
+
+
+def single(value: float) -> np.float32:
+    """Return one number in single precision, see :func:`singles`."""
+    return np.float32(singles([value])[0])
+
+
 def finite(kind: int, array: Array, count: int) -> bool:
     """Whether the first ``count`` elements hold neither NaN nor Inf."""
     return bool(all_finite(kind, address(array, count * width(kind), width(kind)), count))
@@ -190,8 +201,7 @@ class Stored:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         every = [pair for each in sets for pair in each]
         masks = addresses((mask for mask, _ in every), padded(self.kept))
-        with np.errstate(over="ignore"):  # what becomes of it is looked at in the result
-            return masks, np.array([weight for _, weight in every], np.float32)
+        return masks, singles([weight for _, weight in every])
 
     def _check_span(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.numel:
